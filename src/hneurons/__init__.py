@@ -1,0 +1,67 @@
+"""Find the hallucination-associated neurons (H-Neurons) of a language model and say how well they predict.
+
+    import hneurons as hn
+
+    model = hn.load_model("smollm2-135m")
+    run = hn.identify(model, questions="starter", out="runs/smol")
+    print(run.verdict)
+    run.card.h_neurons
+
+The method is that of Gao et al. 2025 (arXiv:2512.01797). Names are imported when they are first used, so that
+`import hneurons` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hneurons.errors import HNeuronsError
+    from hneurons.models.demo import pull
+    from hneurons.models.load import StudyModel, load_model
+    from hneurons.neurons.card import Card
+    from hneurons.questions.sources import load_questions
+    from hneurons.report.page import write_report
+    from hneurons.results import Run
+    from hneurons.settings import IdentifySettings
+    from hneurons.studies.identify import identify
+    from hneurons.types import Question
+
+_HOMES = {
+    "Card": "hneurons.neurons.card",
+    "HNeuronsError": "hneurons.errors",
+    "IdentifySettings": "hneurons.settings",
+    "Question": "hneurons.types",
+    "Run": "hneurons.results",
+    "StudyModel": "hneurons.models.load",
+    "identify": "hneurons.studies.identify",
+    "load_model": "hneurons.models.load",
+    "load_questions": "hneurons.questions.sources",
+    "pull": "hneurons.models.demo",
+    "write_report": "hneurons.report.page",
+}
+
+__all__ = [
+    "Card",
+    "HNeuronsError",
+    "IdentifySettings",
+    "Question",
+    "Run",
+    "StudyModel",
+    "identify",
+    "load_model",
+    "load_questions",
+    "pull",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'hneurons' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

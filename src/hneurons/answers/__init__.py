@@ -1,0 +1,1 @@
+"""What the model says, whether it is true, and where in the response the claim stands."""

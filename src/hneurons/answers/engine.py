@@ -1,0 +1,51 @@
+"""The swap point for whatever makes the responses."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hneurons.types import Question, Response
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a response is drawn. The defaults are the paper's (Gao et al. 2025, sec. 3)."""
+
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_k: int = 50
+    top_p: float = 0.9
+    max_new_tokens: int = 50
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One response wanted: sample number `sample` of `question`."""
+
+    question: Question
+    sample: int
+
+
+class Engine(Protocol):
+    """Draws responses."""
+
+    def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
+        """One response a request, in the order of the requests."""
+        ...
+
+
+def uniforms(sampling: Sampling, request: Request) -> NDArray[np.float64]:
+    """The random numbers of one response, one a token: (max_new_tokens,).
+
+    They depend on the seed, the question's id and the sample number alone, not on the batch the request is in.
+    """
+    key = hashlib.sha256(f"{sampling.seed}/{request.question.id}/{request.sample}".encode()).digest()
+    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little")))
+    return generator.random(sampling.max_new_tokens)

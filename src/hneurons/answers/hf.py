@@ -1,0 +1,178 @@
+"""The transformers engine: batches, one prefill a prompt, finished rows leave the batch.
+
+What is deterministic: the random numbers of a response depend on (seed, question id, sample number) alone. Logits
+depend on the batch by rounding only, so in another batch size a token changes only where a random number falls
+within rounding of a boundary between two tokens. With the same batches, threads and machine, runs are identical.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from hneurons.answers.engine import Request, Sampling, uniforms
+from hneurons.answers.text import decode
+from hneurons.errors import NumericError
+from hneurons.models.load import StudyModel
+from hneurons.types import Response
+
+
+@dataclass
+class Prefilled:
+    """Prompts that went through the model, left-padded to one length: what decoding starts from."""
+
+    rows: dict[tuple[int, ...], int]
+    cache: DynamicCache
+    logits: Tensor
+    """Of the last prompt token: (rows, vocabulary)."""
+    mask: Tensor
+    """Attention mask: (rows, tokens)."""
+
+
+class HFEngine:
+    """Samples from a transformers model in the process."""
+
+    def __init__(self, model: StudyModel, *, max_rows: int = 256) -> None:
+        self.model = model
+        self.max_rows = max_rows
+        self.generated = 0
+        """Tokens generated so far."""
+        self._prompts: dict[str, tuple[int, ...]] = {}
+        self._prefilled: Prefilled | None = None
+        self._pieces: dict[int, str] = {}
+
+    @torch.inference_mode()
+    def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
+        """One response a request. The prefill of the last call is used again when it covers all prompts.
+
+        Raises:
+            NumericError: the model's logits are NaN.
+        """
+        for request in requests:
+            question = request.question.question
+            if question not in self._prompts:
+                self._prompts[question] = tuple(self.model.prompt_ids(question))
+        prompts = [self._prompts[request.question.question] for request in requests]
+        if self._prefilled is None or any(prompt not in self._prefilled.rows for prompt in prompts):
+            self._prefilled = None  # free the old one before the new one is made
+            self._prefilled = self._prefill(list(dict.fromkeys(prompts)))
+        responses: list[Response] = []
+        for start in range(0, len(requests), self.max_rows):
+            part = slice(start, start + self.max_rows)
+            responses += self._decode(self._prefilled, prompts[part], requests[part], sampling)
+        return responses
+
+    def _prefill(self, prompts: list[tuple[int, ...]]) -> Prefilled:
+        longest = max(len(prompt) for prompt in prompts)
+        ids = torch.zeros((len(prompts), longest), dtype=torch.long)
+        mask = torch.zeros((len(prompts), longest), dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[row, longest - len(prompt) :] = 1
+        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
+        cache = DynamicCache(config=self.model.model.config)
+        output = self._forward(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache)
+        return Prefilled({prompt: row for row, prompt in enumerate(prompts)}, cache, output, mask)
+
+    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+        output = self.model.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1].float()
+
+    def _decode(
+        self, start: Prefilled, prompts: list[tuple[int, ...]], requests: Sequence[Request], sampling: Sampling
+    ) -> list[Response]:
+        pick = torch.tensor([start.rows[prompt] for prompt in prompts], device=start.mask.device)
+        cache = copy.deepcopy(start.cache) if len(pick) else start.cache
+        cache.batch_select_indices(pick)
+        logits, mask = start.logits[pick], start.mask[pick]
+        random = torch.from_numpy(np.stack([uniforms(sampling, request) for request in requests]))
+        ends = set(self.model.end_ids)
+        tokens: list[list[int]] = [[] for _ in requests]
+        logprobs: list[list[float]] = [[] for _ in requests]
+        reasons = ["length"] * len(requests)
+        alive = list(range(len(requests)))  # which request each row of the cache belongs to
+        running = [True] * len(requests)
+        for step in range(sampling.max_new_tokens):
+            if bool(torch.isnan(logits).any()):
+                raise NumericError("The model's logits are NaN.", "Load the model with --dtype float32.")
+            chosen, logprob = draw(logits, random[alive, step].to(logits.device), sampling)
+            for row, (token, value) in enumerate(zip(chosen.tolist(), logprob.tolist(), strict=True)):
+                request = alive[row]
+                if not running[request]:
+                    continue
+                if not self.model.has_chat_template and "\n" in self._piece(token):
+                    # A base model goes on with the next question: its answer ends with the line.
+                    reasons[request], running[request] = "stop", False
+                    continue
+                tokens[request].append(token)
+                logprobs[request].append(value)
+                self.generated += 1
+                if token in ends:
+                    reasons[request], running[request] = "stop", False
+            keep = [row for row, request in enumerate(alive) if running[request]]
+            if not keep or step + 1 == sampling.max_new_tokens:
+                break
+            if len(keep) <= 0.8 * len(alive):
+                # Copying the cache costs about as much as a step, so rows leave in groups.
+                index = torch.tensor(keep, device=mask.device)
+                cache.batch_select_indices(index)
+                chosen, mask = chosen[index], mask[index]
+                alive = [alive[row] for row in keep]
+            mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=-1)
+            logits = self._forward(chosen[:, None], mask, mask.sum(-1, keepdim=True) - 1, cache)
+        return [
+            self._response(request, tokens[i], logprobs[i], reasons[i], ends) for i, request in enumerate(requests)
+        ]
+
+    def _piece(self, token: int) -> str:
+        if token not in self._pieces:
+            self._pieces[token] = decode(self.model, [token])
+        return self._pieces[token]
+
+    def _response(
+        self, request: Request, tokens: list[int], logprobs: list[float], reason: str, ends: set[int]
+    ) -> Response:
+        text = decode(self.model, [token for token in tokens if token not in ends])
+        rounded = tuple(round(value, 6) for value in logprobs)
+        return Response(request.question.id, request.sample, text, tuple(tokens), rounded, reason)
+
+
+def draw(logits: Tensor, random: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Draw a token a row by inverting the cumulative distribution at `random`.
+
+    Args:
+        logits: (rows, vocabulary), float32.
+        random: uniform numbers in [0, 1): (rows,).
+        sampling: temperature, top-k, top-p.
+
+    Returns:
+        The tokens (rows,) and their log-probabilities at temperature 1 over the whole vocabulary (rows,).
+    """
+    if sampling.temperature == 0:
+        chosen = logits.argmax(dim=-1)
+    else:
+        count = min(sampling.top_k or logits.shape[-1], logits.shape[-1])
+        values, order = torch.topk(logits, count, dim=-1)
+        shares = torch.softmax(values.double() / sampling.temperature, dim=-1)
+        before = shares.cumsum(-1) - shares
+        # The first token always stays; each further one only while what precedes it is below top_p.
+        kept = torch.where(before < sampling.top_p, shares, 0.0)
+        cumulative = kept.cumsum(-1)
+        rank = (cumulative <= random[:, None] * cumulative[:, -1:]).sum(-1, keepdim=True)
+        rank = torch.minimum(rank, (kept > 0).sum(-1, keepdim=True) - 1)
+        chosen = order.gather(-1, rank)[:, 0]
+    logprob = logits.gather(-1, chosen[:, None])[:, 0] - torch.logsumexp(logits, dim=-1)
+    return chosen, logprob

@@ -1,0 +1,176 @@
+"""The `hneurons` command: parses, calls one function, prints. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hneurons.errors import HNeuronsError
+
+app = typer.Typer(
+    name="hneurons",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Find the hallucination-associated neurons (H-Neurons) of a language model, and say how well they predict.",
+)
+
+Out = Annotated[Path, typer.Option("--out", help="Run folder; an unfinished run in it is continued.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Hub id, folder, .gguf file or demo model (see `hneurons pull`).")
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
+
+
+@app.command()
+def demo(
+    questions: Annotated[
+        int | None, typer.Option("--questions", min=1, help="How many starter questions to ask; fewer is quicker.")
+    ] = None,
+    out: Out = Path("runs/demo"),
+    model: Annotated[str, typer.Option("--model", help="Model to study.")] = "smollm2-135m",
+    as_json: Json = False,
+) -> None:
+    """The main job on a small model and the built-in questions: identify, evaluate, report."""
+    from hneurons.settings import DEMO_NOTE, demo_settings
+
+    _identify(model, "starter", out, demo_settings(questions), as_json, notes=[DEMO_NOTE])
+
+
+@app.command()
+def identify(
+    model: ModelArgument,
+    questions: Annotated[str, typer.Option("--questions", help="starter, or a .jsonl, .json or .csv file.")] = "starter",
+    out: Out = Path("runs/identify"),
+    limit: Annotated[int | None, typer.Option(help="Use a random sample of this many questions.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Responses a question. [10]")] = None,
+    agreement: Annotated[int | None, typer.Option(help="How many of them must agree. [all]")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy. [1.0]")] = None,
+    top_k: Annotated[int | None, typer.Option(help="0 for no limit. [50]")] = None,
+    top_p: Annotated[float | None, typer.Option(help="[0.9]")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="[50]")] = None,
+    per_class: Annotated[int | None, typer.Option(help="Stop at this many examples of each class. [1000]")] = None,
+    labelling: Annotated[str | None, typer.Option(help="3-vs-1 or 1-vs-1. [3-vs-1]")] = None,
+    other: Annotated[str | None, typer.Option(help="The other tokens: response or all. [response]")] = None,
+    solver: Annotated[str | None, typer.Option(help="exact or liblinear. [exact]")] = None,
+    c: Annotated[float | None, typer.Option("--C", help="Inverse penalty. [chosen by cross-validation]")] = None,
+    seed: Annotated[int | None, typer.Option(help="[0]")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    revision: Annotated[str | None, typer.Option(help="Commit or tag on the hub.")] = None,
+    ffn: Annotated[
+        str | None, typer.Option(help="Path pattern of the down projections, for architectures not known.")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Find the H-Neurons of MODEL and evaluate them on held-out questions."""
+    from hneurons.settings import identify_settings
+
+    settings = identify_settings(
+        limit=limit,
+        samples=samples,
+        agreement=agreement,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        per_class=per_class,
+        labelling=labelling,
+        other=other,
+        solver=solver,
+        C=c,
+        seed=seed,
+    )
+    loading = {
+        "dtype": dtype,
+        "device": device,
+        "revision": revision,
+        "ffn": ffn,
+        "trust_remote_code": trust_remote_code,
+    }
+    _identify(model, questions, out, settings, as_json, loading=loading)
+
+
+@app.command()
+def report(run: RunArgument) -> None:
+    """Write report.html and the figures of RUN again."""
+    from hneurons.report.page import write_report
+
+    typer.echo(write_report(run))
+
+
+@app.command()
+def pull(
+    name: Annotated[str | None, typer.Argument(help="Demo model to fetch and convert; without it, list them.")] = None,
+) -> None:
+    """Fetch a demo model into the cache, once."""
+    from hneurons.models.demo import DEMO_MODELS
+    from hneurons.models.demo import pull as fetch
+    from hneurons.progress import TerminalProgress
+
+    if name is None:
+        for demo_model in DEMO_MODELS.values():
+            typer.echo(f"{demo_model.name:<20}{demo_model.licence:<14}{demo_model.about}")
+        return
+    typer.echo(fetch(name, TerminalProgress().say))
+
+
+def _identify(
+    model: str,
+    questions: str,
+    out: Path,
+    settings: Any,
+    as_json: bool,
+    *,
+    loading: dict[str, Any] | None = None,
+    notes: list[str] | None = None,
+) -> None:
+    from hneurons.progress import TerminalProgress
+    from hneurons.questions.sources import load_questions
+    from hneurons.runfolder import dumps
+
+    progress = TerminalProgress()
+    # Look at the questions before the model: a slip in the file shows at once, not after a long load.
+    load_questions(questions, limit=settings.limit, seed=settings.seed)
+    progress.say(f"Loading {model}")
+    from hneurons.models.load import load_model
+    from hneurons.studies.identify import identify as find
+
+    loaded = load_model(model, say=progress.say, **(loading or {}))
+    run = find(loaded, questions, out, settings, notes=notes or [], progress=progress)
+    if as_json:
+        typer.echo(dumps({"run": str(run.path), "report": str(run.report), **run.evaluation["verdict"]}))
+        return
+    _print_run(run)
+
+
+def _print_run(run: Any) -> None:
+    counts = run.manifest["counts"]
+    typer.echo(
+        f"\n{counts['faithful']} faithful and {counts['hallucinated']} hallucinated examples from "
+        f"{counts['questions']:,} questions; H-Neurons: {run.card.h_neurons!r}."
+    )
+    typer.echo(f"Verdict: {run.verdict}")
+    typer.echo(f"Report:  {run.report.resolve()}")
+
+
+def main() -> None:
+    """Entry point: one line and a status for every error that has a remedy."""
+    try:
+        app(standalone_mode=True)
+    except HNeuronsError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        typer.echo("\nStopped. The same command continues where it stopped.", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)

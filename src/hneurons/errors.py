@@ -1,0 +1,97 @@
+"""Every error this package raises on purpose. Each message is one line: what is wrong, then the remedy.
+
+HNeuronsError                   anything below; the command line prints it and exits with status 1
+├── UsageError                  wrong arguments or settings; exit status 2
+├── ModelError                  the model under study
+│   ├── ModelNotFoundError      no such hub id, folder, file or demo name, or no network to fetch it
+│   ├── DamagedModelError       files are there but do not hold what they should (hash, cut, unreadable)
+│   ├── UnsupportedModelError   loaded, but its feed-forward layers are not what this package can measure
+│   └── NumericError            NaN or infinity in activations, with layer and example
+├── QuestionsError              a question file that is missing, empty or malformed
+├── JudgeError                  a judge that cannot give verdicts
+├── TooFewExamplesError         not enough examples of a class to fit or to evaluate
+├── CardError                   a card that cannot be read, or does not fit the model
+├── RunError                    the run folder
+│   ├── RunMismatchError        the folder holds a run with other settings
+│   ├── RunLockedError          another process is writing to it
+│   └── StorageError            disk full, read-only or damaged
+└── MissingExtraError           an optional dependency is not installed
+"""
+
+from __future__ import annotations
+
+
+class HNeuronsError(Exception):
+    """Base of all errors raised on purpose: what is wrong, and the remedy."""
+
+    exit_status = 1
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        self.problem = " ".join(problem.split())
+        self.remedy = " ".join(remedy.split())
+        super().__init__(f"{self.problem} {self.remedy}".strip())
+
+
+class UsageError(HNeuronsError):
+    """Wrong arguments or settings."""
+
+    exit_status = 2
+
+
+class ModelError(HNeuronsError):
+    """Something about the model under study."""
+
+
+class ModelNotFoundError(ModelError):
+    """The model can't be found or fetched."""
+
+
+class DamagedModelError(ModelError):
+    """The model's files don't hold what they should."""
+
+
+class UnsupportedModelError(ModelError):
+    """The model's feed-forward layers can't be measured."""
+
+
+class NumericError(ModelError):
+    """NaN or infinity where a finite number must be."""
+
+
+class QuestionsError(HNeuronsError):
+    """A question source that can't be used."""
+
+
+class JudgeError(HNeuronsError):
+    """A judge that can't give verdicts."""
+
+
+class TooFewExamplesError(HNeuronsError):
+    """Too few examples of a class."""
+
+
+class CardError(HNeuronsError):
+    """A card that can't be read or doesn't fit."""
+
+
+class RunError(HNeuronsError):
+    """Something about a run folder."""
+
+
+class RunMismatchError(RunError):
+    """The folder holds a run with other settings."""
+
+
+class RunLockedError(RunError):
+    """Another process writes to the folder."""
+
+
+class StorageError(RunError):
+    """The disk is full, read-only or damaged."""
+
+
+class MissingExtraError(HNeuronsError):
+    """An optional dependency is missing."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed.", f"Install it with: pip install 'hneurons[{extra}]'")

@@ -1,0 +1,1 @@
+"""The model under study: loading it, and finding its feed-forward layers."""

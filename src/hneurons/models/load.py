@@ -1,0 +1,261 @@
+"""Load the model under study: a hub id, a folder, a GGUF file or a demo name."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from hneurons.errors import DamagedModelError, ModelNotFoundError, UnsupportedModelError, UsageError
+from hneurons.models.demo import DEMO_MODELS, Say, cache_folder, convert, is_whole, pull
+from hneurons.models.ffn import FFN, find_ffns
+from hneurons.runfolder import hash_file, hash_json
+
+CHOICES = f"Give a hub id, a folder, a .gguf file or a demo model ({', '.join(sorted(DEMO_MODELS))})."
+ANSWER_ONLY = " Respond with the answer only, without any explanation."
+"""What the paper adds to each question (Gao et al. 2025, sec. 3)."""
+
+
+@dataclass(frozen=True)
+class StudyModel:
+    """A language model, its tokenizer, and where its feed-forward neurons are."""
+
+    name: str
+    source: str
+    """`hub`, `folder`, `gguf`, `demo` or `object` (made by the caller)."""
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    revision: str | None = None
+    ffns: list[FFN] = field(default_factory=list[FFN])
+
+    @property
+    def device(self) -> torch.device:
+        """Where input ids go: the device of the token embedding."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def neurons(self) -> int:
+        """Number of feed-forward neurons of all layers."""
+        return sum(ffn.width for ffn in self.ffns)
+
+    @property
+    def widths(self) -> list[int]:
+        """Neurons of each FFN, in order of depth."""
+        return [ffn.width for ffn in self.ffns]
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Token ids that end a turn."""
+        ends: list[int] = []
+        for value in (self.model.generation_config.eos_token_id if self.model.generation_config else None,
+                      self.tokenizer.eos_token_id):  # fmt: skip
+            ends += value if isinstance(value, list) else [value] if isinstance(value, int) else []
+        return sorted(set(ends))
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the tokenizer has a chat template; without one, prompts are `Question: ... Answer:`."""
+        return bool(self.tokenizer.chat_template)
+
+    def prompt(self, question: str) -> str:
+        """The text the model continues when asked `question` as one user turn."""
+        if not self.has_chat_template:
+            return f"Question: {question}\nAnswer:"
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": question + ANSWER_ONLY}], tokenize=False, add_generation_prompt=True
+        )
+        assert isinstance(text, str)
+        return text
+
+    def prompt_ids(self, question: str) -> list[int]:
+        """Token ids of `prompt(question)`; a chat template brings its own special tokens."""
+        ids: list[int] = self.tokenizer(self.prompt(question), add_special_tokens=not self.has_chat_template)["input_ids"]  # pyright: ignore[reportAssignmentType]
+        return list(ids)
+
+    def describe(self) -> dict[str, Any]:
+        """What the manifest and the card record of the model."""
+        config = self.model.config.to_dict()
+        for key in ("_name_or_path", "transformers_version", "quantization_config"):
+            config.pop(key, None)
+        widths = set(self.widths)
+        return {
+            "id": self.name,
+            "source": self.source,
+            "revision": self.revision,
+            "architecture": type(self.model).__name__,
+            "config_hash": hash_json(_plain(config)),
+            "layers": len(self.ffns),
+            "width": self.widths[0] if len(widths) == 1 else self.widths,
+            "neurons": self.neurons,
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": self.device.type,
+            "chat_template": self.has_chat_template,
+        }
+
+
+def as_study_model(model: StudyModel | tuple[Any, Any], *, name: str | None = None, ffn: str | None = None) -> StudyModel:
+    """A `StudyModel` from itself, or from a pair of a transformers model and its tokenizer."""
+    if isinstance(model, StudyModel):
+        return model
+    if not (isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], nn.Module)):
+        raise UsageError("Expected a loaded model or a pair (model, tokenizer).", "Use hneurons.load_model(...).")
+    network, tokenizer = model
+    network.eval()
+    label = name or str(getattr(network.config, "_name_or_path", "") or type(network).__name__)
+    return StudyModel(label, "object", network, tokenizer, None, find_ffns(network, ffn))
+
+
+def load_model(
+    model: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    ffn: str | None = None,
+    trust_remote_code: bool = False,
+    say: Say = lambda _: None,
+) -> StudyModel:
+    """Load a causal language model with its tokenizer and locate its feed-forward neurons.
+
+    Args:
+        model: a hub id, a folder, a .gguf file or a demo name.
+        dtype: `float32`, `bfloat16`, `float16`; `auto` is float32 on CPU and the checkpoint's own elsewhere.
+        device: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` spreads over all GPUs if there are any.
+        revision: commit or tag on the hub.
+        ffn: path pattern of the down projections, when the locator doesn't know the architecture.
+        trust_remote_code: run Python code that comes with the model. Only for sources that you trust.
+        say: called with one line about each slow step.
+
+    Raises:
+        ModelNotFoundError: no such model, or no network.
+        DamagedModelError: files are cut or unreadable.
+        UnsupportedModelError: no decoder, or no feed-forward layer that the locator knows.
+    """
+    name, source, folder = _locate(str(model), say)
+    device = _device(device)
+    options: dict[str, Any] = {"revision": revision} if source == "hub" else {}
+    options["trust_remote_code"] = trust_remote_code
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(folder, **options)
+        _refuse_non_decoders(name, config)
+        network = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=_dtype(dtype, device),
+            device_map="auto" if device == "auto" else None,
+            **options,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    except (UnsupportedModelError, UsageError):
+        raise
+    except Exception as error:
+        # Hub, safetensors, tokenizers and transformers each raise their own kinds.
+        raise _explain(name, source, error) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()
+    if device != "auto":
+        network.to(torch.device(device))
+    network.eval()
+    network.requires_grad_(False)
+    commit = getattr(config, "_commit_hash", None) or revision
+    return StudyModel(name, source, network, tokenizer, commit, find_ffns(network, ffn))
+
+
+def _locate(model: str, say: Say) -> tuple[str, str, str]:
+    """(name, source, what `from_pretrained` gets)."""
+    if model in DEMO_MODELS:
+        return model, "demo", str(pull(model, say))
+    path = Path(model).expanduser()
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise ModelNotFoundError(f"{model} is a file but not a .gguf file.", CHOICES)
+        return path.stem, "gguf", str(_from_gguf(path, say))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise DamagedModelError(f"The folder {model} has no config.json.", CHOICES)
+        return path.resolve().name, "folder", str(path)
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) is None or model.endswith(".gguf"):
+        raise ModelNotFoundError(f"There is no model {model!r}.", CHOICES)
+    return model, "hub", model
+
+
+def _from_gguf(path: Path, say: Say) -> Path:
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise DamagedModelError(f"{path} is not a GGUF file.", "Fetch it again.")
+    say(f"Checking {path.name}")
+    digest = hash_file(path)
+    folder = cache_folder() / "gguf" / digest[:16]
+    return folder if is_whole(folder, digest) else convert(path, folder, digest, say)
+
+
+def _device(device: str) -> str:
+    if device != "auto":
+        try:
+            torch.device(device)
+        except RuntimeError as error:
+            raise UsageError(f"There is no device {device!r}.", "Use cpu, cuda, cuda:0 or mps.") from error
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise UsageError("PyTorch sees no CUDA device here.", "Use --device cpu.")
+        return device
+    # device_map="auto" (needs accelerate) spreads over several GPUs; one device needs nothing.
+    if torch.cuda.device_count() > 1:
+        return "auto"
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _dtype(dtype: str, device: str) -> Any:
+    if dtype == "auto":
+        return torch.float32 if device == "cpu" else "auto"
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in known:
+        raise UsageError(f"There is no dtype {dtype!r}.", f"Use auto, {', '.join(known)}.")
+    return known[dtype]
+
+
+def _refuse_non_decoders(name: str, config: Any) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"{name} is an encoder-decoder ({config.model_type}).", "This tool studies decoder-only language models."
+        )
+    auto_map = getattr(config, "auto_map", None) or {}
+    if config.model_type not in CAUSAL and "AutoModelForCausalLM" not in auto_map:
+        raise UnsupportedModelError(
+            f"{name} has model type {config.model_type!r}, which is no causal language model.",
+            "This tool studies decoder-only language models.",
+        )
+
+
+def _explain(name: str, source: str, error: Exception) -> Exception:
+    text = " ".join(str(error).split())[:300]
+    if "trust_remote_code" in text:
+        return UnsupportedModelError(
+            f"{name} needs Python code of its own.", "If you trust its source, add --trust-remote-code."
+        )
+    if source == "hub":
+        offline = any(word in text.lower() for word in ("connect", "offline", "resolve", "network", "timed out"))
+        problem = f"The model hub can't be reached for {name!r}" if offline else f"The hub has no usable model {name!r}"
+        return ModelNotFoundError(f"{problem} ({type(error).__name__}: {text[:160]}).", CHOICES)
+    return DamagedModelError(
+        f"{name} can't be loaded ({type(error).__name__}: {text}).", "Fetch or convert the model again."
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

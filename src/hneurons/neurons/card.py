@@ -1,0 +1,208 @@
+"""The card: the file that holds a model's H-Neurons. Plain JSON, checked against the model it is applied to."""
+
+from __future__ import annotations
+
+import html
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from scipy.special import expit
+
+from hneurons.errors import CardError, MissingExtraError
+from hneurons.runfolder import write_text
+from hneurons.types import NeuronId
+
+CARD_FORMAT = "hneurons.card/1"
+Floats = NDArray[np.float64]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", allow_inf_nan=False)
+
+
+class CardModel(_Part):
+    """The model that a card belongs to."""
+
+    id: str
+    revision: str | None = None
+    architecture: str
+    layers: int = Field(gt=0)
+    width: int | list[int]
+    neurons: int = Field(gt=0)
+
+    @property
+    def widths(self) -> list[int]:
+        """Neurons of each feed-forward layer, in order of depth."""
+        return self.width if isinstance(self.width, list) else [self.width] * self.layers
+
+
+class Calibration(_Part):
+    """risk = sigmoid(slope * score + offset), fitted on `n` validation examples (Platt 1999)."""
+
+    method: Literal["platt"] = "platt"
+    slope: float
+    offset: float
+    n: int
+
+
+class Probe(_Part):
+    """The linear classifier behind the H-Neurons."""
+
+    feature: Literal["cett"] = "cett"
+    region: str = "answer"
+    aggregation: Literal["mean"] = "mean"
+    labelling: str
+    other: str
+    penalty: Literal["l1"] = "l1"
+    C: float
+    solver: str
+    intercept: float
+    calibration: Calibration
+    threshold: float = 0.5
+
+
+class WeightedNeuron(_Part):
+    """A neuron with its weight in the probe."""
+
+    layer: int = Field(ge=0)
+    expert: int | None = None
+    index: int = Field(ge=0)
+    weight: float
+
+    @property
+    def id(self) -> NeuronId:
+        """Layer, expert and index."""
+        return NeuronId(self.layer, self.expert, self.index)
+
+
+class HNeurons(list[WeightedNeuron]):
+    """The H-Neurons of a card: those with positive weight, the largest first."""
+
+    def __init__(self, neurons: list[WeightedNeuron], total: int) -> None:
+        super().__init__(sorted((n for n in neurons if n.weight > 0), key=lambda n: -n.weight))
+        self.total = total
+
+    @property
+    def share(self) -> float:
+        """As a share of all feed-forward neurons."""
+        return len(self) / self.total
+
+    def __repr__(self) -> str:
+        return f"{len(self)} of {self.total:,} ({1000 * self.share:.2f} per mille)"
+
+
+class Card(_Part):
+    """H-Neurons of one model, with the probe they come from and what it was worth."""
+
+    format: Literal["hneurons.card/1"] = CARD_FORMAT
+    model: CardModel
+    probe: Probe
+    neurons: list[WeightedNeuron]
+    """Every neuron with a weight other than zero."""
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def h_neurons(self) -> HNeurons:
+        """Neurons with positive weight, the largest first."""
+        return HNeurons(self.neurons, self.model.neurons)
+
+    @property
+    def columns(self) -> NDArray[np.intp]:
+        """Feature column of each entry of `neurons`, when all layers are laid side by side."""
+        starts = np.concatenate([[0], np.cumsum(self.model.widths)])
+        return np.array([starts[n.layer] + n.index for n in self.neurons], dtype=np.intp)
+
+    @property
+    def weights(self) -> Floats:
+        """Weight of each entry of `neurons`."""
+        return np.array([neuron.weight for neuron in self.neurons], dtype=np.float64)
+
+    def score(self, features: NDArray[np.float32]) -> Floats:
+        """Probe score of each row of contributions: (rows, all neurons) -> (rows,)."""
+        return features[:, self.columns].astype(np.float64) @ self.weights + self.probe.intercept
+
+    def risk(self, score: ArrayLike) -> Floats:
+        """Calibrated probability of hallucination for probe scores."""
+        calibration = self.probe.calibration
+        return expit(calibration.slope * np.asarray(score, dtype=np.float64) + calibration.offset)
+
+    def check_fits(self, model: dict[str, Any]) -> None:
+        """Refuse a model (`StudyModel.describe()`) that this card doesn't belong to.
+
+        Raises:
+            CardError: says what differs.
+        """
+        own = self.model.model_dump()
+        same = ("architecture", "layers", "width", "neurons")
+        wrong = [f"{key} {own[key]} in the card, {model[key]} in the model" for key in same if own[key] != model[key]]
+        if wrong:
+            raise CardError(
+                f"The card of {self.model.id} doesn't fit {model['id']}: {'; '.join(wrong)}.",
+                "Use the card of this model, or identify its own H-Neurons.",
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write the card as JSON, atomically."""
+        write_text(Path(path), self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Card:
+        """Read a card.
+
+        Raises:
+            CardError: the file is missing or is no card.
+        """
+        try:
+            card = cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise CardError(f"Can't read the card {path} ({error}).", "Give the neurons.json of a run.") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise CardError(
+                f"{path} is not a card ({where}: {first['msg']}).", "Give the neurons.json of a run."
+            ) from error
+        card.check_self(path)
+        return card
+
+    def check_self(self, source: object = "card") -> None:
+        """Refuse a card that contradicts itself.
+
+        Raises:
+            CardError: a neuron outside the model, twice the same neuron, or counts that don't add up.
+        """
+        widths = self.model.widths
+        problem = ""
+        if len(widths) != self.model.layers or sum(widths) != self.model.neurons:
+            problem = "layers, width and neurons don't add up"
+        elif any(n.layer >= self.model.layers or n.index >= widths[n.layer] for n in self.neurons):
+            problem = "it names a neuron outside the model"
+        elif len({neuron.id for neuron in self.neurons}) != len(self.neurons):
+            problem = "it names a neuron twice"
+        elif not all(math.isfinite(neuron.weight) and neuron.weight for neuron in self.neurons):
+            problem = "it holds a zero weight"
+        if problem:
+            raise CardError(f"{source} is not a valid card: {problem}.", "Identify the H-Neurons again.")
+
+    def to_pandas(self) -> Any:
+        """A DataFrame with a row a neuron of the probe: layer, expert, index, weight."""
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise MissingExtraError("pandas", "pandas") from error
+        return pd.DataFrame([neuron.model_dump() for neuron in self.neurons])
+
+    def __repr__(self) -> str:
+        return f"<Card of {self.model.id}: H-Neurons {self.h_neurons!r}>"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{n.layer}</td><td>{n.index}</td><td>{n.weight:.3f}</td></tr>" for n in self.h_neurons[:20]
+        )
+        head = "<tr><th>layer</th><th>index</th><th>weight</th></tr>"
+        return f"<p>{html.escape(repr(self)[1:-1])}</p><table>{head}{rows}</table>"

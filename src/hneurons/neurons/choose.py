@@ -1,0 +1,177 @@
+"""From features and labels to one probe: the rows, the path over C, and the choice of C."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold
+
+from hneurons.errors import TooFewExamplesError
+from hneurons.neurons.card import Calibration
+from hneurons.neurons.probe import Fit, l1_path, path_grid, smallest_c
+from hneurons.settings import IdentifySettings
+
+Features = NDArray[np.float32]
+RULE = "the smallest C within one standard error of the best cross-validated AUROC"
+GIVEN = "C was given"
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Features of one split: a row an example."""
+
+    answer: Features
+    """Mean contribution over the answer tokens: (examples, neurons)."""
+    other: Features | None
+    """Over the other tokens; None for 1-vs-1."""
+    has_other: NDArray[np.bool_]
+    """Which examples have other tokens at all."""
+    hallucinated: NDArray[np.bool_]
+    groups: NDArray[np.str_]
+
+    def take(self, rows: NDArray[np.intp]) -> TrainingData:
+        """The examples of those rows."""
+        other = None if self.other is None else self.other[rows]
+        return TrainingData(
+            self.answer[rows], other, self.has_other[rows], self.hallucinated[rows], self.groups[rows]
+        )
+
+    def design(self) -> tuple[Features, NDArray[np.bool_]]:
+        """Rows and labels of the classifier (Gao et al. 2025, sec. 3.2).
+
+        3-vs-1: positive are answers of hallucinated responses; negative are answers of faithful ones and the other
+        tokens of both. 1-vs-1: answers only.
+        """
+        if self.other is None:
+            return self.answer, self.hallucinated
+        rest = self.other[self.has_other]
+        return np.concatenate([self.answer, rest]), np.concatenate([self.hallucinated, np.zeros(len(rest), bool)])
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The path, and the point on it that was chosen."""
+
+    points: list[dict[str, Any]]
+    """As path.json holds them."""
+    fits: list[Fit]
+    chosen: int
+    rule: str
+
+    @property
+    def fit(self) -> Fit:
+        """The chosen solution."""
+        return self.fits[self.chosen]
+
+
+def need_both_classes(hallucinated: NDArray[np.bool_], least: int, where: str) -> None:
+    """Raise `TooFewExamplesError` when a class has fewer than `least` examples."""
+    counts = {"hallucinated": int(hallucinated.sum()), "faithful": int((~hallucinated).sum())}
+    for name, count in counts.items():
+        if count < least:
+            raise TooFewExamplesError(
+                f"Only {count} {name} examples {where}; at least {least} are needed.",
+                "Ask more questions (or easier ones, for faithful answers), lower --temperature, or loosen --agreement.",
+            )
+
+
+def choose_probe(
+    train: TrainingData,
+    validation: TrainingData,
+    settings: IdentifySettings,
+    tick: Callable[[], None] = lambda: None,
+) -> Choice:
+    """Fit the path on the training examples and choose C by cross-validation grouped by question and answer.
+
+    The paper chooses C by held-out accuracy plus accuracy of the model while that C's H-Neurons are suppressed; the
+    second half needs interventions, and `suppressed_accuracy` is its place in each point.
+    """
+    need_both_classes(train.hallucinated, 2 * settings.folds, "in the training split")
+    features, positive = train.design()
+    if settings.C is not None:
+        grid = [settings.C]
+    else:
+        lowest = smallest_c(features, positive)
+        grid = path_grid(lowest, lowest * settings.path_ratio, settings.path_points)
+    fits = l1_path(features, positive, grid, solver=settings.solver, tick=tick)
+    largest = settings.max_share * train.answer.shape[1]
+    keep = [i for i, fit in enumerate(fits) if len(fit.support) < largest] or [0]
+    if settings.C is None:
+        fits = [fits[i] for i in keep]
+        grid = [fit.C for fit in fits]
+    scores = cross_validate(train, grid, settings, tick)
+    means, errors = scores[0].mean(axis=0), scores[0].std(axis=0, ddof=1) / np.sqrt(len(scores[0]))
+    best = int(means.argmax())
+    chosen = int(np.flatnonzero(means >= means[best] - errors[best])[0])
+    points = [
+        {
+            "C": fit.C,
+            "nonzeros": len(fit.support),
+            "positives": int((fit.weights > 0).sum()),
+            "objective": fit.objective,
+            "residual": fit.residual,
+            "cv_auroc": float(means[i]),
+            "cv_auroc_se": float(errors[i]),
+            "cv_accuracy": float(scores[1].mean(axis=0)[i]),
+            "validation_auroc": auroc(validation.hallucinated, fit.score(validation.answer)),
+            "validation_accuracy": _accuracy(fit, train, validation),
+            "suppressed_accuracy": None,
+        }
+        for i, fit in enumerate(fits)
+    ]
+    return Choice(points, fits, chosen, RULE if settings.C is None else GIVEN)
+
+
+def cross_validate(
+    train: TrainingData, grid: list[float], settings: IdentifySettings, tick: Callable[[], None] = lambda: None
+) -> NDArray[np.float64]:
+    """AUROC and accuracy of each fold and C: (2, folds, len(grid)). Folds keep groups whole."""
+    folds = StratifiedGroupKFold(settings.folds, shuffle=True, random_state=settings.seed)
+    rows: list[list[list[float]]] = [[], []]
+    for inside, outside in folds.split(train.answer, train.hallucinated, train.groups):
+        fitting, held_out = train.take(inside), train.take(outside)
+        if len(set(held_out.hallucinated)) < 2 or len(set(fitting.hallucinated)) < 2:
+            raise TooFewExamplesError(
+                "A cross-validation fold has one class only: too few different answers.",
+                "Ask more questions, or use fewer --folds.",
+            )
+        features, positive = fitting.design()
+        fits = l1_path(features, positive, grid, solver=settings.solver, tick=tick)
+        rows[0].append([auroc(held_out.hallucinated, fit.score(held_out.answer)) for fit in fits])
+        rows[1].append([_accuracy(fit, fitting, held_out) for fit in fits])
+    return np.array(rows)
+
+
+def auroc(positive: NDArray[np.bool_], scores: NDArray[np.float64]) -> float:
+    """Area under the ROC curve, 0.5 when one class is missing."""
+    return float(roc_auc_score(positive, scores)) if 0 < positive.sum() < len(positive) else 0.5
+
+
+def _accuracy(fit: Fit, fitted_on: TrainingData, data: TrainingData) -> float:
+    """Balanced accuracy at the middle of the two class means of the data the probe was fitted on."""
+    scores = fit.score(fitted_on.answer)
+    middle = (scores[fitted_on.hallucinated].mean() + scores[~fitted_on.hallucinated].mean()) / 2
+    flagged = fit.score(data.answer) >= middle
+    if not 0 < data.hallucinated.sum() < len(flagged):
+        return 0.5
+    return float((flagged[data.hallucinated].mean() + (~flagged)[~data.hallucinated].mean()) / 2)
+
+
+def calibrate(scores: NDArray[np.float64], hallucinated: NDArray[np.bool_]) -> Calibration:
+    """Platt scaling on held-out examples, classes weighted alike, so that a risk of 0.5 is neutral.
+
+    A slope below zero would turn the probe round; it is set to zero then, and the risk says nothing, as it should.
+    """
+    need_both_classes(hallucinated, 5, "in the validation split")
+    spread = float(scores.std()) or 1.0
+    model = LogisticRegression(C=1e3, class_weight="balanced").fit(scores[:, None] / spread, hallucinated)
+    slope = float(model.coef_[0, 0]) / spread
+    if slope <= 0:
+        return Calibration(slope=0.0, offset=0.0, n=len(scores))
+    return Calibration(slope=slope, offset=float(model.intercept_[0]), n=len(scores))

@@ -1,0 +1,93 @@
+"""Every choice of a run, with the paper's defaults. Recorded in run.json; a misspelt name is an error."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hneurons.errors import UsageError
+
+
+class IdentifySettings(BaseModel):
+    """Settings of `identify`. Defaults follow Gao et al. 2025, sec. 3; docs/method.md says where and why not."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples: int = Field(10, ge=1)
+    """Responses a question."""
+    agreement: int | None = Field(None, ge=1)
+    """How many of them must agree; all by default."""
+    temperature: float = Field(1.0, ge=0, le=10)
+    top_k: int = Field(50, ge=0)
+    """0 for no limit."""
+    top_p: float = Field(0.9, gt=0, le=1)
+    max_new_tokens: int = Field(50, ge=1)
+    seed: int = Field(0, ge=0)
+    limit: int | None = Field(None, ge=1)
+    """Use a random sample of this many questions."""
+    per_class: int = Field(1000, ge=1)
+    """Examples of each class after which sampling stops."""
+    chunk: int = Field(128, ge=1)
+    """Questions sampled together; a kill costs at most the work on one chunk."""
+    labelling: Literal["3-vs-1", "1-vs-1"] = "3-vs-1"
+    other: Literal["response", "all"] = "response"
+    """What "the other tokens" are: those of the response, or of prompt and response (the public reference code)."""
+    solver: Literal["exact", "liblinear"] = "exact"
+    C: float | None = Field(None, gt=0)
+    """Inverse penalty; chosen by cross-validation when not given."""
+    path_points: int = Field(20, ge=2, le=200)
+    path_ratio: float = Field(100.0, gt=1)
+    """The largest C tried, in units of the smallest with a neuron."""
+    max_share: float = Field(0.01, gt=0, le=1)
+    """Largest share of all neurons that the probe may use."""
+    folds: int = Field(5, ge=2)
+    train: float = Field(0.5, gt=0, lt=1)
+    validation: float = Field(0.2, gt=0, lt=1)
+    """Shares of the examples; the rest is the test set."""
+    random_sets: int = Field(20, ge=2)
+    """Random neuron sets to compare with, half of them layer-matched."""
+    bootstrap: int = Field(2000, ge=100)
+    batch_tokens: int = Field(4096, ge=64)
+    """Tokens of a batch in extraction, padding included."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> IdentifySettings:
+        if self.agreement is not None and self.agreement > self.samples:
+            raise ValueError(f"agreement {self.agreement} is more than samples {self.samples}")
+        if self.agreement is not None and 2 * self.agreement <= self.samples:
+            raise ValueError("agreement must be more than half of samples")
+        if self.train + self.validation >= 1:
+            raise ValueError("train + validation must leave a share for the test set")
+        return self
+
+    @property
+    def needed(self) -> int:
+        """Samples that must agree."""
+        return self.samples if self.agreement is None else self.agreement
+
+
+def identify_settings(**values: Any) -> IdentifySettings:
+    """Settings from keywords; wrong ones raise a one-line `UsageError`. None stands for the default."""
+    try:
+        return IdentifySettings(**{key: value for key, value in values.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or "settings"
+        raise UsageError(f"{name}: {first['msg']}.", "See `hneurons identify --help`.") from error
+
+
+def demo_settings(limit: int | None = None) -> IdentifySettings:
+    """Settings of `hneurons demo`: cooler and shorter than the paper's, since the demo model is very small."""
+    return IdentifySettings(
+        temperature=DEMO_TEMPERATURE, max_new_tokens=32, limit=limit or DEMO_QUESTIONS, per_class=DEMO_PER_CLASS
+    )
+
+
+DEMO_TEMPERATURE = 0.3
+DEMO_QUESTIONS = 1600
+DEMO_PER_CLASS = 300
+DEMO_NOTE = (
+    f"The demo samples at temperature {DEMO_TEMPERATURE} and at most 32 tokens instead of the paper's 1.0 and 50: at "
+    "1.0 a model of 135 million parameters answers hardly any question right ten times out of ten."
+)

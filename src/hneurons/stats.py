@@ -1,0 +1,129 @@
+"""Intervals, paired differences and effect sizes. Every number a study prints comes from here, with its interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import norm
+
+Floats = NDArray[np.float64]
+Metric = Callable[[Floats, NDArray[np.bool_], Floats], Floats]
+"""(scores (n,), positive (n,), weights (draws, n)) -> value of each draw (draws,), NaN where undefined."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A point estimate with its 95 % interval and the number of examples behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    def to_json(self) -> dict[str, float | int | None]:
+        """Interval object of the run folder; undefined numbers are null."""
+        numbers = {"value": self.value, "low": self.low, "high": self.high}
+        return {**{k: round(v, 6) if math.isfinite(v) else None for k, v in numbers.items()}, "n": self.n}
+
+
+def weighted_auroc(scores: Floats, positive: NDArray[np.bool_], weights: Floats) -> Floats:
+    """Area under the ROC curve of each row of example weights; ties count half."""
+    # Sums of weights between distinct scores; the pairs then follow from cumulated sums, for all draws at once.
+    order = np.argsort(scores, kind="stable")
+    ordered = scores[order]
+    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+    sorted_weights, sorted_positive = weights[:, order], positive[order]
+    positives = np.add.reduceat(sorted_weights * sorted_positive, starts, axis=1)
+    negatives = np.add.reduceat(sorted_weights * ~sorted_positive, starts, axis=1)
+    below = np.cumsum(negatives, axis=1) - negatives
+    pairs = (positives * (below + 0.5 * negatives)).sum(axis=1)
+    total = positives.sum(axis=1) * negatives.sum(axis=1)
+    return np.divide(pairs, total, out=np.full(len(weights), np.nan), where=total > 0)
+
+
+def weighted_auprc(scores: Floats, positive: NDArray[np.bool_], weights: Floats) -> Floats:
+    """Average precision of each row of example weights (area under precision over recall, as a step function)."""
+    order = np.argsort(-scores, kind="stable")
+    sorted_scores = scores[order]
+    last = np.append(sorted_scores[1:] != sorted_scores[:-1], True)  # thresholds lie between distinct scores
+    hits = np.cumsum(weights[:, order] * positive[order], axis=1)[:, last]
+    flagged = np.cumsum(weights[:, order], axis=1)[:, last]
+    gained = np.diff(hits, axis=1, prepend=0.0)
+    precision = np.divide(hits, flagged, out=np.zeros_like(hits), where=flagged > 0)
+    total = hits[:, -1]
+    return np.divide((precision * gained).sum(axis=1), total, out=np.full(len(weights), np.nan), where=total > 0)
+
+
+def accuracy_at(threshold: float) -> Metric:
+    """Metric: share of examples on the right side of `threshold` (flagged when the score reaches it)."""
+
+    def accuracy(scores: Floats, positive: NDArray[np.bool_], weights: Floats) -> Floats:
+        right = (scores >= threshold) == positive
+        total = weights.sum(axis=1)
+        return np.divide(weights @ right, total, out=np.full(len(weights), np.nan), where=total > 0)
+
+    return accuracy
+
+
+def cluster_weights(clusters: Sequence[object], draws: int, seed: int) -> Floats:
+    """Bootstrap weights (draws, n): whole clusters (questions) are drawn with replacement."""
+    _, index = np.unique(np.asarray([str(cluster) for cluster in clusters]), return_inverse=True)
+    count = int(index.max()) + 1 if len(index) else 0
+    rng = np.random.default_rng(seed)
+    picks = rng.multinomial(count, np.full(count, 1.0 / count), size=draws) if count else np.zeros((draws, 0))
+    return picks[:, index].astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """One set of resamples, shared by every metric so that differences are paired."""
+
+    positive: NDArray[np.bool_]
+    weights: Floats
+    """(draws, n)"""
+
+    @classmethod
+    def of(cls, positive: ArrayLike, clusters: Sequence[object], *, draws: int = 2000, seed: int = 0) -> Bootstrap:
+        """Resamples of examples with these labels, clustered by question."""
+        return cls(np.asarray(positive, dtype=bool), cluster_weights(clusters, draws, seed))
+
+    def distribution(self, metric: Metric, scores: ArrayLike) -> tuple[float, Floats]:
+        """The metric on the data itself and on each resample."""
+        values = np.asarray(scores, dtype=np.float64)
+        point = metric(values, self.positive, np.ones((1, len(values))))[0]
+        return float(point), metric(values, self.positive, self.weights)
+
+    def interval(self, metric: Metric, scores: ArrayLike) -> Interval:
+        """Percentile interval of the metric."""
+        return self._interval(*self.distribution(metric, scores))
+
+    def difference(self, metric: Metric, scores: ArrayLike, others: Sequence[ArrayLike]) -> Interval:
+        """The metric of `scores` minus the mean metric of `others`, paired over the same resamples."""
+        point, draws = self.distribution(metric, scores)
+        rest = [self.distribution(metric, other) for other in others]
+        mean_point = float(np.mean([value for value, _ in rest]))
+        mean_draws = np.mean([values for _, values in rest], axis=0)
+        return self._interval(point - mean_point, draws - mean_draws)
+
+    def _interval(self, point: float, draws: Floats) -> Interval:
+        known = draws[np.isfinite(draws)]
+        low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (math.nan, math.nan)
+        return Interval(point, float(low), float(high), len(self.positive))
+
+
+def minimum_detectable_auroc(positives: int, negatives: int, *, power: float = 0.8) -> float:
+    """Smallest AUROC that a two-sided 5 % test against 0.5 finds with this power.
+
+    Uses the standard error of the Mann-Whitney statistic under the null (Hanley & McNeil 1982); 1.0 if never.
+    """
+    if not positives or not negatives:
+        return 1.0
+    error = math.sqrt((positives + negatives + 1) / (12 * positives * negatives))
+    return min(1.0, 0.5 + float(norm.ppf(0.975) + norm.ppf(power)) * error)
