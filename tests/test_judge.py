@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from num2words import num2words
 
 from cases_judge import CASES
-from hneurons.answers.judge import AliasJudge, FixedJudge, Judge, read
+from hneurons.answers.judge import AliasJudge, FixedJudge, Judge
 from hneurons.answers.normalise import clauses, contains, normalise, positions
+from hneurons.answers.reading import read
 from hneurons.types import Question, Verdict
 
 VERDICTS = {"C": Verdict.CORRECT, "W": Verdict.WRONG, "A": Verdict.ABSTAINED, "U": Verdict.UNPARSABLE}

@@ -45,7 +45,9 @@ def demo(
 @app.command()
 def identify(
     model: ModelArgument,
-    questions: Annotated[str, typer.Option("--questions", help="starter, or a .jsonl, .json or .csv file.")] = "starter",
+    questions: Annotated[
+        str, typer.Option("--questions", help="starter, or a .jsonl, .json or .csv file.")
+    ] = "starter",
     out: Out = Path("runs/identify"),
     limit: Annotated[int | None, typer.Option(help="Use a random sample of this many questions.")] = None,
     samples: Annotated[int | None, typer.Option(help="Responses a question. [10]")] = None,

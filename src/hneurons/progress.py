@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -16,7 +16,7 @@ class Progress(Protocol):
         ...
 
     @contextmanager
-    def bar(self, text: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+    def bar(self, text: str, total: int, done: int = 0) -> Generator[Callable[[int], None]]:
         """A bar for `total` steps, `done` of which are done; yields a function that adds steps."""
         ...
 
@@ -28,7 +28,7 @@ class NoProgress:
         """Nothing."""
 
     @contextmanager
-    def bar(self, text: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+    def bar(self, text: str, total: int, done: int = 0) -> Generator[Callable[[int], None]]:
         """Nothing."""
         yield lambda _: None
 
@@ -46,7 +46,7 @@ class TerminalProgress:
         self.console.print(text, highlight=False, markup=False)
 
     @contextmanager
-    def bar(self, text: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+    def bar(self, text: str, total: int, done: int = 0) -> Generator[Callable[[int], None]]:
         """A live bar, or one line when stderr is not a terminal."""
         from rich.progress import (
             BarColumn,

@@ -11,7 +11,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +24,7 @@ Json = dict[str, Any]
 
 
 @contextlib.contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
+def storage_errors(path: Path) -> Generator[None]:
     """Turn the operating system's storage errors into one-line `StorageError`s that name `path`."""
     try:
         yield
@@ -92,9 +92,7 @@ def read_json(path: Path) -> Json:
     except FileNotFoundError as error:
         raise RunError(f"{path} is missing.", "Run `hneurons identify` into this folder first.") from error
     except (ValueError, UnicodeDecodeError) as error:
-        raise RunError(
-            f"{path} is damaged ({error}).", "Delete that file and run the same command again."
-        ) from error
+        raise RunError(f"{path} is damaged ({error}).", "Delete that file and run the same command again.") from error
     if not isinstance(value, dict):
         raise RunError(f"{path} holds no JSON object.", "Delete that file and run the same command again.")
     return cast("Json", value)
@@ -265,7 +263,7 @@ class RunFolder:
         return self.manifest["stages"].get(stage, {}).get("state") == "done"
 
     @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: str) -> Generator[None]:
         """Mark a stage as running, and as done when the block ends without an error. Seconds add up over resumes."""
         entry = self.manifest["stages"].setdefault(name, {})
         entry["state"] = "running"
@@ -302,8 +300,8 @@ def package_versions() -> Json:
 def _git_state() -> str | None:
     here = Path(__file__).parent
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        head = subprocess.run(  # noqa: S603
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607
+        head = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
             capture_output=True,
             text=True,
             timeout=5,

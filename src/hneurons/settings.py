@@ -14,41 +14,41 @@ class IdentifySettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    samples: int = Field(10, ge=1)
+    samples: int = Field(default=10, ge=1)
     """Responses a question."""
-    agreement: int | None = Field(None, ge=1)
+    agreement: int | None = Field(default=None, ge=1)
     """How many of them must agree; all by default."""
-    temperature: float = Field(1.0, ge=0, le=10)
-    top_k: int = Field(50, ge=0)
+    temperature: float = Field(default=1.0, ge=0, le=10)
+    top_k: int = Field(default=50, ge=0)
     """0 for no limit."""
-    top_p: float = Field(0.9, gt=0, le=1)
-    max_new_tokens: int = Field(50, ge=1)
-    seed: int = Field(0, ge=0)
-    limit: int | None = Field(None, ge=1)
+    top_p: float = Field(default=0.9, gt=0, le=1)
+    max_new_tokens: int = Field(default=50, ge=1)
+    seed: int = Field(default=0, ge=0)
+    limit: int | None = Field(default=None, ge=1)
     """Use a random sample of this many questions."""
-    per_class: int = Field(1000, ge=1)
+    per_class: int = Field(default=1000, ge=1)
     """Examples of each class after which sampling stops."""
-    chunk: int = Field(128, ge=1)
+    chunk: int = Field(default=128, ge=1)
     """Questions sampled together; a kill costs at most the work on one chunk."""
     labelling: Literal["3-vs-1", "1-vs-1"] = "3-vs-1"
     other: Literal["response", "all"] = "response"
     """What "the other tokens" are: those of the response, or of prompt and response (the public reference code)."""
     solver: Literal["exact", "liblinear"] = "exact"
-    C: float | None = Field(None, gt=0)
+    C: float | None = Field(default=None, gt=0)
     """Inverse penalty; chosen by cross-validation when not given."""
-    path_points: int = Field(20, ge=2, le=200)
-    path_ratio: float = Field(100.0, gt=1)
+    path_points: int = Field(default=20, ge=2, le=200)
+    path_ratio: float = Field(default=100.0, gt=1)
     """The largest C tried, in units of the smallest with a neuron."""
-    max_share: float = Field(0.01, gt=0, le=1)
+    max_share: float = Field(default=0.01, gt=0, le=1)
     """Largest share of all neurons that the probe may use."""
-    folds: int = Field(5, ge=2)
-    train: float = Field(0.5, gt=0, lt=1)
-    validation: float = Field(0.2, gt=0, lt=1)
+    folds: int = Field(default=5, ge=2)
+    train: float = Field(default=0.5, gt=0, lt=1)
+    validation: float = Field(default=0.2, gt=0, lt=1)
     """Shares of the examples; the rest is the test set."""
-    random_sets: int = Field(20, ge=2)
+    random_sets: int = Field(default=20, ge=2)
     """Random neuron sets to compare with, half of them layer-matched."""
-    bootstrap: int = Field(2000, ge=100)
-    batch_tokens: int = Field(4096, ge=64)
+    bootstrap: int = Field(default=2000, ge=100)
+    batch_tokens: int = Field(default=4096, ge=64)
     """Tokens of a batch in extraction, padding included."""
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 
 class Verdict(StrEnum):
@@ -38,11 +38,13 @@ class Region(StrEnum):
     """All tokens before the response: chat template and question."""
 
 
-class NeuronId(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class NeuronId:
     """One feed-forward intermediate unit."""
 
     layer: int
     expert: int | None
+    """None in a dense layer."""
     index: int
 
 

@@ -133,9 +133,7 @@ class HFEngine:
                 alive = [alive[row] for row in keep]
             mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=-1)
             logits = self._forward(chosen[:, None], mask, mask.sum(-1, keepdim=True) - 1, cache)
-        return [
-            self._response(request, tokens[i], logprobs[i], reasons[i], ends) for i, request in enumerate(requests)
-        ]
+        return [self._response(request, tokens[i], logprobs[i], reasons[i], ends) for i, request in enumerate(requests)]
 
     def _piece(self, token: int) -> str:
         if token not in self._pieces:

@@ -1,129 +1,26 @@
-"""Whether a response is right, wrong or a refusal: the judge's Protocol and the alias judge. No torch.
-
-`read` says, without any gold answer, which clause of a response commits to an answer; the alias judge looks
-for an accepted answer in that clause and the span finder marks the answer in the same clause.
-"""
+"""Whether a response is right, wrong or a refusal: the judge's Protocol and the alias judge."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
-from hneurons.answers.normalise import clauses, contains, normalise, positions, word_set
-from hneurons.types import Question, Span, Verdict
-
-FUNCTION_WORDS = word_set(
-    "an the i you he she it we they me him her us them my your his its our their this that these "
-    "those there here what who whom whose which when where why how is are was were be been being am "
-    "isnt wasnt do does did has have had having will would can could may might must shall should of "
-    "in on at to for from with by as into onto over under about between during and or but nor so if "
-    "than then not no also very just only both either neither while though although because since "
-    "whether such some any thats hes shes theyre ive im"
+from hneurons.answers.normalise import clauses, contains, normalise, positions
+from hneurons.answers.reading import (
+    COPULAS,
+    FILLERS,
+    FUNCTION_WORDS,
+    NEGATIONS,
+    PARTICIPLES,
+    echoes,
+    question_words,
+    read,
+    refuses,
 )
-FILLERS = word_set(
-    "sure certainly course great good question answer answers hello hi thank thanks ok okay yes well "
-    "let sorry apologize apologise apologies unfortunately know think believe guess say maybe "
-    "probably perhaps possibly likely correct right actually commonly usually generally typically "
-    "often sometimes simply called known named referred name term word following final short however "
-    "think best youre asking called"
-)
-PARTICIPLES = word_set(
-    "called known named titled located situated found written made created invented discovered "
-    "developed painted composed directed produced manufactured founded referred considered used born "
-    "based spelled spelt been believed given represented denoted said attributed done played sung "
-    "performed recorded released published established designed built won awarded set held"
-)
-_PLEASANTRIES = word_set(
-    "sure certainly of course hello hi ok okay thank thanks you sorry im apologize i apologies my"
-)
-_REGRETS = word_set("sorry apologize apologise apologies")
-_COPULAS = word_set("is was are were be means equals became isnt wasnt arent werent")
-_SYMBOLS = word_set("i as in he at be am no")  # chemical symbols that are also words
-_AUXILIARIES = _COPULAS | word_set(
-    "do does did has have had can could will would may might should must be been"
-)
-_DENIALS = word_set("not isnt wasnt arent")
-_PRONOUNS = word_set("it its that thats this he hes she shes they theyre there these which who")
-_NEGATIONS = word_set(
-    "not isnt wasnt arent werent never neither nor cannot cant doesnt didnt dont wont unlike instead rather"
-)
-
-# Refusals, matched on normalised text: no case, no apostrophes, no articles.
-_FIRST_PERSON = re.compile(
-    r"(?<!is )(?<!was )(?<!called )(?<!titled )(?<!named )\b(?:"
-    + "|".join(
-        (
-            r"(?:i|we) (?:(?:really|honestly|simply|just|currently|still|actually|personally) )?(?:dont|"
-            r"do not|didnt|"
-            r"did not|havent|have not|cant|cannot|can not|couldnt|could not|am not|was not|wasnt|wont|"
-            r"will not|"
-            r"would not|wouldnt|have no|had no|am unable|am unaware|lack|am uncertain|am unsure)\b"
-            r"(?! (?:think|believe)\b)",
-            r"im (?:\w+ )?(?:not|unable|unsure|uncertain|unaware|unfamiliar|just ai|only ai)\b",
-            r"(?:i have|ive) (?:never heard|no idea)|no idea|dont know|do not know|not sure|not aware of|"
-            r"not familiar with|beyond my (?:knowledge|abilities)|my knowledge cutoff",
-            r"as (?:large )?(?:ai|language model)|as artificial intelligence",
-        )
-    )
-    + ")"
-)
-_GIVE = "exist|provide|contain|mention|specify|include|state|appear|have enough|seem to (?:be|exist)"
-_FIND = "determined|found|verified|answered|identified|confirmed|known|specified|disclosed|provided"
-_IMPERSONAL = re.compile(
-    r"\b(?:"
-    + "|".join(
-        (
-            r"not (?:specified|provided|mentioned|stated|given|available|disclosed|listed|publicly|"
-            r"explicitly|"
-            r"enough information|possible|applicable)",
-            rf"not been (?:\w+ )?(?:{_FIND})|(?:cannot|cant|can not) be (?:\w+ )?(?:{_FIND})",
-            r"not (?:\w+ )?(?:known|clear|recogni[sz]ed|documented|certain)(?! (?:for|as|to be)\b)",
-            r"not (?:\w+ )?(?:real|existing|actual|valid)\b",
-            rf"(?:does not|do not|did not|doesnt|dont|didnt) (?:\w+ )?(?:{_GIVE})",
-            r"isnt (?:known|clear|specified|provided|mentioned|enough|any|real|available)",
-            r"no (?:(?:specific|public|available|known|further|reliable|verifiable|definitive|clear|"
-            r"additional|official|"
-            r"credible|relevant) )*(?:information|records?|evidence|data|answer|mention|indication|"
-            r"details|context|such|"
-            r"results?|way to|known|text|source)",
-            r"(?:is|are|was|were|remains?|currently|still|largely) unknown"
-            r"(?= (?:to|at|and|as|because|by|in|for|who|how)\b|$)",
-            r"(?:is|are|was|were|remains?) (?:unclear|uncertain|undetermined|unspecified|undisclosed)",
-            r"insufficient|none of (?:information|these|above|options)|unable to|impossible to|"
-            r"hard to say|it depends",
-            r"(?:cannot|cant) (?:determine|provide|answer|say)|difficult to (?:determine|say)",
-            r"need(?:s|ed)? more|more (?:context|information|details|specific)",
-            r"(?P<doubt>(?:is|be|are|was|purely|likely|possibly|entirely|seems|appears|sounds)(?: \w+){0,2} "
-            r"(?:fictional|fictitious|hypothetical|made up|misspell\w*|typo)\b)",
-            r"please (?:provide|clarify|specify|let me|check|consult|give|try|rephrase|note)|"
-            r"let me know|feel free",
-            r"(?:could|can|would) you (?:please )?(?:provide|clarify|specify|give|rephrase|like|tell)",
-            r"recommend (?:\w+ )?(?:consulting|checking|contacting|searching|looking)",
-            r"you (?:may|should|can|could|might) (?:\w+ )?(?:consult|check|contact|refer|visit|search|"
-            r"find|try|look)",
-        )
-    )
-    + ")"
-)
-_WHOLE = re.compile(
-    r"(?:(?:answer|it|this|that|author|artist|name|date) (?:is )?)?(?:unknown|unclear|unspecified|"
-    r"unavailable|"
-    r"undetermined|uncertain|not sure|no comment|no answer|none|not given|not stated|n a|not applicable|"
-    r"idk|dunno|"
-    r"unanswerable|nobody knows|no one knows|information (?:is )?unavailable|"
-    r"unknown (?:author|artist|origin|at this time|person))|(?:im )?(?:so |very |truly )?sorry|i apologi[sz]e"
-)
-# Words that may stand before an impersonal refusal without being an answer: "The exact date is not known".
-_GENERIC = word_set(
-    "exact specific precise information text context passage article details detail date author "
-    "identity location manufacturer creator year person number place origin product company topic "
-    "subject appears seems sufficient model it actual official true currently time there real entity "
-    "based provided given"
-)
+from hneurons.types import Question, Verdict
 
 
 class Judge(Protocol):
@@ -149,134 +46,6 @@ class FixedJudge:
     def judge(self, question: Question, text: str) -> Verdict:
         """The verdict this judge was made with."""
         return self.verdict
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What a response does, read without gold answers."""
-
-    claim: Span | None
-    """Characters of the clause that commits to an answer; None when no clause does."""
-    refused: bool
-    """Whether some clause declines to answer. With a claim as well, the claim counts."""
-
-
-def echoes(token: str, question: frozenset[str]) -> bool:
-    """Whether `token` repeats a question token, inflection aside (call, called)."""
-    if token in question:
-        return True
-    stem = 4 if len(token) < 7 else 5
-    return (
-        len(token) > 3
-        and token.isalpha()
-        and any(
-            len(word) > 3
-            and word[:stem] == token[:stem]
-            and word.isalpha()
-            and abs(len(word) - len(token)) <= 4
-            for word in question
-        )
-    )
-
-
-@lru_cache(maxsize=8192)
-def _question(question: str) -> tuple[tuple[str, ...], frozenset[str], str]:
-    """Tokens, their set, and the focus: the question's first content token, what it asks for."""
-    tokens = normalise(question)
-    focus = next((token for token in tokens if token not in FUNCTION_WORDS and token not in FILLERS), "")
-    return tokens, frozenset(tokens), focus
-
-
-def refuses(tokens: tuple[str, ...], question: frozenset[str]) -> bool:
-    """Whether a clause declines to answer, asks back, or says that the thing asked about does not exist."""
-    text = " ".join(tokens)
-    if _WHOLE.fullmatch(text) and not (tokens[-1] == "none" and {"how", "many"} <= question):
-        return True
-    if _FIRST_PERSON.search(text):
-        return True
-    found = _IMPERSONAL.search(text)
-    if not found:
-        return False
-    before = text[: found.start()].split()
-    fresh = [t for t in before if t not in FUNCTION_WORDS | FILLERS | _GENERIC and not echoes(t, question)]
-    return len(fresh) <= (0 if found.group("doubt") else 1)  # "Hamlet is a fictional prince" is an answer
-
-
-def read(question: str, text: str) -> Reading:
-    """Which clause of `text` commits to an answer.
-
-    The first clause that says something beyond the question *and* speaks to what it asks for (repeats its
-    focus word, starts with "it", "that"..., says "answer", or is only a few words) wins over one that
-    merely says something new: "Sydney is the largest city; the capital is Canberra" commits to Canberra.
-    Refusals, pleasantries, echoes of the question and clauses that only deny something commit to nothing; a
-    denial counts if there is no other clause.
-    """
-    asked, words, focus = _question(question)
-    refused = False
-    rest: list[tuple[int, Span]] = []
-    for order, span in enumerate(clauses(text)):
-        tokens = normalise(text[span.start : span.end])
-        regrets = not _REGRETS.isdisjoint(tokens[:3]) and len(tokens) <= 6 and _COPULAS.isdisjoint(tokens)
-        if not tokens or set(tokens) <= _PLEASANTRIES or regrets:
-            refused = refused or regrets
-            continue
-        if refuses(tokens, words):
-            refused = True
-            continue
-        rank = _rank(tokens, asked, words, focus, asks=text[span.end - 1] in "?？")
-        if rank < 9:
-            rest.append((rank * 1000 + order, span))
-    best = min(rest, key=lambda ranked: ranked[0], default=None)
-    if best is None or (refused and best[0] >= 3000):
-        return Reading(None, refused)
-    return Reading(best[1], refused)
-
-
-def _rank(
-    tokens: Sequence[str], asked: tuple[str, ...], words: frozenset[str], focus: str, *, asks: bool
-) -> int:
-    """How directly a clause answers: 0 does, 1 says something new, 2 only denies, 3 echoes a little, 9
-    nothing."""
-    if asks and len(tokens) > 4:
-        return 9
-    content = [token for token in tokens if token not in FUNCTION_WORDS and token not in FILLERS]
-    fresh = [token for token in content if not echoes(token, words)]
-    first, second, last = tokens[0], tokens[1] if len(tokens) > 1 else "", tokens[-1]
-    if second and tokens[-2] in _COPULAS and last in _SYMBOLS:
-        return 0  # "The symbol for iodine is I"
-    if first in _SYMBOLS and second in _COPULAS and not fresh:
-        return 0  # "He is the symbol for helium"
-    repeated = any(tokens.count(token) > asked.count(token) for token in set(content)) and not _circular(
-        tokens
-    )
-    short = len(tokens) <= 4
-    if not fresh and not repeated:
-        if content and not asks and (first == "its" or f"{first} {second}" in ("it is", "answer is")):
-            return 2  # "It is mother of pearl", when the question says it too
-        if content and ("or" in asked or len(tokens) <= 3):
-            return 1
-        return 3 if short else 9
-    if first in _NEGATIONS and second != "only":
-        return 2
-    if not _DENIALS.isdisjoint(tokens) and not _affirms(tokens):
-        return 2
-    direct = first in _PRONOUNS or "answer" in tokens or (short and _COPULAS.isdisjoint(tokens))
-    return 0 if direct or (focus and any(echoes(token, frozenset((focus,))) for token in tokens)) else 1
-
-
-def _circular(tokens: Sequence[str]) -> bool:
-    """Whether both sides of the first copula say the same: "the capital is the capital"."""
-    at = next((i for i, token in enumerate(tokens) if token in _COPULAS), 0)
-    return bool(at) and tokens[:at] == tokens[at + 1 :]
-
-
-def _affirms(tokens: Sequence[str]) -> bool:
-    """Whether a clause with a negation also asserts: "Canberra and not Sydney" does, "it is not Sydney"
-    doesn't."""
-    index = next(i for i, token in enumerate(tokens) if token in _DENIALS)
-    if "only" in tokens[index + 1 : index + 2]:
-        return True
-    return tokens[index] == "not" and index > 1 and tokens[index - 1] not in _AUXILIARIES | _PRONOUNS
 
 
 @lru_cache(maxsize=8192)
@@ -330,7 +99,7 @@ class AliasJudge:
         if _SUM_WORDS.search(question.question):
             text = spell_out(text)
             tokens = normalise(text)
-        asked, words, _ = _question(question.question)
+        asked, words, _ = question_words(question.question)
         reading = read(question.question, text)
         claim = text[reading.claim.start : reading.claim.end] if reading.claim else ""
         for alias, weak, cut in aliases:
@@ -341,9 +110,9 @@ class AliasJudge:
                 continue
             if weak and not _named(scope, alias, words):
                 continue
-            if any(
-                _holds(scope, at, alias, asked, words, claim) for at in positions(scope, alias)
-            ) and not _hedged(text if cut else claim, alias, aliases, asked, words):
+            if any(_holds(scope, at, alias, asked, words, claim) for at in positions(scope, alias)) and not _hedged(
+                text if cut else claim, alias, aliases, asked, words
+            ):
                 return Verdict.CORRECT
         return Verdict.ABSTAINED if reading.refused and not reading.claim else Verdict.WRONG
 
@@ -351,11 +120,7 @@ class AliasJudge:
 def _first_item(claim: str) -> str:
     """The first item of a bare series of four or more; any other clause unchanged."""
     items = re.split(r",\s+(?!\d)", claim)
-    if (
-        len(items) >= 4
-        and all(len(item.split()) <= 4 for item in items)
-        and not _COPULAS.intersection(normalise(claim))
-    ):
+    if len(items) >= 4 and all(len(item.split()) <= 4 for item in items) and not COPULAS.intersection(normalise(claim)):
         return items[0]
     return claim
 
@@ -363,13 +128,9 @@ def _first_item(claim: str) -> str:
 def _named(scope: tuple[str, ...], alias: tuple[str, ...], words: frozenset[str]) -> bool:
     for at in positions(scope, alias):
         rest = scope[at + len(alias) :]
-        if (
-            scope[:at]
-            and scope[at - 1] in {*_COPULAS, "called", "titled", "named", "by", "as", "answer"}
-            and not rest
-        ):
+        if scope[:at] and scope[at - 1] in {*COPULAS, "called", "titled", "named", "by", "as", "answer"} and not rest:
             return True
-        if not at and rest and rest[0] in _COPULAS and all(t in FUNCTION_WORDS or t in words for t in rest):
+        if not at and rest and rest[0] in COPULAS and all(t in FUNCTION_WORDS or t in words for t in rest):
             return True
         if not at and not rest:
             return True
@@ -395,7 +156,7 @@ def _holds(
     )
     for index in range(at - 1, max(at - 8, -1), -1):
         token = scope[index]
-        if token in _NEGATIONS and scope[index + 1 : index + 2] != ("only",):
+        if token in NEGATIONS and scope[index + 1 : index + 2] != ("only",):
             return False
         if token == "than" and not numeric:
             return False
@@ -440,9 +201,7 @@ def spell_out(text: str) -> str:
 _NO_NEIGHBOUR = frozenset({"", "is", "are", "was", "were", "or", "and", "what", "which", "who"})
 
 
-def _is_echo(
-    scope: tuple[str, ...], at: int, end: int, asked: tuple[str, ...], alias: tuple[str, ...]
-) -> bool:
+def _is_echo(scope: tuple[str, ...], at: int, end: int, asked: tuple[str, ...], alias: tuple[str, ...]) -> bool:
     """Whether the alias stands beside a neighbour that it also has in the question."""
     for start in positions(asked, alias):
         stop = start + len(alias)

@@ -30,8 +30,7 @@ _LETTERS = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th"
 _ACCENTS = re.compile("[\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0670]")
 
 _UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3400-\u9fff"
-    "\U00020000-\U0003ffff"
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
 )
 _INDIC = "\u0900-\u0963\u0966-\u0dff"  # vowel signs are marks, which \w leaves out
 _NUMBER = r"(?<![^\W_])-?\d+(?:[.:/]\d+)+(?![^\W_])|(?<![^\W_])-\d+(?![^\W_])"
@@ -95,9 +94,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], .
 )
 
 # "Vitamin A" must not become "vitamin": "a" is an article only where a noun can follow it.
-_NOT_A_NOUN = word_set(
-    "is are was were be has have had can and or of in on at to for from with by as that which who"
-)
+_NOT_A_NOUN = word_set("is are was were be has have had can and or of in on at to for from with by as that which who")
 _BEFORE_LETTER = word_set("vitamin hepatitis type grade group letter plan class influenza level blood note")
 
 
@@ -189,11 +186,7 @@ def _phrase(tokens: list[str], start: int) -> tuple[str, int]:
         elif token in ("hundred", "hundredth") and group < 100:
             group, room = (group or 1) * 100, 100
             suffix = "th" if token == "hundredth" else ""
-        elif (
-            (scale := _SCALE_WORDS.get(token.removesuffix("th")))
-            and scale < smallest
-            and (group or index == start)
-        ):
+        elif (scale := _SCALE_WORDS.get(token.removesuffix("th"))) and scale < smallest and (group or index == start):
             total, group, room, smallest = total + (group or 1) * scale, Fraction(0), 100, scale
             suffix = "th" if token.endswith("th") else ""
         elif token == "and" and room == 100 and index > start and index + 1 < len(tokens):

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from hneurons.answers.judge import FILLERS, FUNCTION_WORDS, PARTICIPLES, echoes, read
 from hneurons.answers.normalise import normalise, word_set
+from hneurons.answers.reading import FILLERS, FUNCTION_WORDS, PARTICIPLES, echoes, read
 from hneurons.types import Span
 
 
@@ -35,9 +35,7 @@ def to_token_span(chars: Span, offsets: Sequence[tuple[int, int]]) -> Span | Non
     `offsets`: the (start, end) characters of each token in the response. Zero-width tokens (end of turn)
     never count.
     """
-    hit = [
-        i for i, (start, end) in enumerate(offsets) if start < end and start < chars.end and chars.start < end
-    ]
+    hit = [i for i, (start, end) in enumerate(offsets) if start < end and start < chars.end and chars.start < end]
     return Span(hit[0], hit[-1] + 1) if hit else None
 
 
@@ -47,16 +45,12 @@ _WORD = re.compile(
 )
 _COPULA = word_set("is was are were means equals = ’s 's")
 _LEAD_INS = PARTICIPLES | word_set(
-    "one first approximately about around roughly exactly nearly almost over s type kind form sort by "
-    "a an the"
+    "one first approximately about around roughly exactly nearly almost over s type kind form sort by a an the"
 )
-_PREPOSITIONS = word_set(
-    "in by from with on at during for near into after before since around through via under"
-)
+_PREPOSITIONS = word_set("in by from with on at during for near into after before since around through via under")
 _CONNECTORS = word_set("of the de la le du van von der den del della da dos and & y bin al ibn")
 _STOPS = word_set(
-    "which that who whom whose where when because since while and or so as if although though but "
-    "than whereas using"
+    "which that who whom whose where when because since while and or so as if although though but than whereas using"
 )
 _MONTH = r"(?:January|February|March|April|May|June|July|August|September|October|November|December)"
 _DATE = re.compile(
@@ -82,9 +76,7 @@ _WHERE = re.compile(
     r"\bwhere\b|\b(?:what|which) (?:\w+ ){0,3}"
     r"(?:capital|place|country|city|state|continent|ocean|river|town|island|planet)\b"
 )
-_TITLE = re.compile(
-    r"\b(?:book|novel|play|film|movie|song|opera|poem|album|title|series|show|story|painting)\b"
-)
+_TITLE = re.compile(r"\b(?:book|novel|play|film|movie|song|opera|poem|album|title|series|show|story|painting)\b")
 _MARKED = re.compile(
     r"\*\*(?P<bold>[^*\n]+)\*\*|[\"“](?P<quoted>[^\"”\n]+)[\"”]|(?<![*\w])\*(?P<italic>[^*\n]+)\*(?!\w)"
 )
@@ -144,19 +136,12 @@ def _words(question: str, response: str, start: int, end: int) -> list[_Word]:
     found: list[_Word] = []
     for match in _WORD.finditer(response, start, end):
         token = normalise(match.group())
-        initial = (
-            match.group().isupper()
-            and len(match.group()) == 1
-            and response[match.end() : match.end() + 1] == "."
-        )
-        inner = (
-            initial and match.end() + 1 < len(response) and response[match.end() + 1 :].lstrip()[:1].isupper()
-        )
+        initial = match.group().isupper() and len(match.group()) == 1 and response[match.end() : match.end() + 1] == "."
+        inner = initial and match.end() + 1 < len(response) and response[match.end() + 1 :].lstrip()[:1].isupper()
         function = match.group() in ("a", "A") or all(t in FUNCTION_WORDS for t in token)
         function = function and not inner
         plain = function or (
-            (not inner and bool(token))
-            and all(t in FUNCTION_WORDS or t in FILLERS or echoes(t, asked) for t in token)
+            (not inner and bool(token)) and all(t in FUNCTION_WORDS or t in FILLERS or echoes(t, asked) for t in token)
         )
         found.append(_Word(match.start(), match.end(), match.group(), plain, function))
     return found
@@ -165,9 +150,7 @@ def _words(question: str, response: str, start: int, end: int) -> list[_Word]:
 def _skip_label(question: str, response: str, start: int, end: int) -> tuple[int, int]:
     """The clause without a label: "Answer: Paris", "Capital: Canberra"."""
     label = _LABEL.match(response, start, end)
-    if label and all(
-        word.plain or len(word.text) == 1 for word in _words(question, response, start, label.end())
-    ):
+    if label and all(word.plain or len(word.text) == 1 for word in _words(question, response, start, label.end())):
         return label.end(), end
     return start, end
 
@@ -230,11 +213,7 @@ def _names(response: str, side: list[_Word]) -> list[list[_Word]]:
     for word in side:
         source = run[-1] if run else None
         gap = response[(pending[-1] if pending else source or word).end : word.start] if source else ""
-        joined = (
-            bool(source)
-            and (not gap.strip() or (gap.strip() == "." and _initial(source)))
-            and "\n" not in gap
-        )
+        joined = bool(source) and (not gap.strip() or (gap.strip() == "." and _initial(source))) and "\n" not in gap
         if source and not joined:
             runs.append(run)
             run, pending = [], []
@@ -247,26 +226,18 @@ def _names(response: str, side: list[_Word]) -> list[list[_Word]]:
             run, pending = [], []
     if run:
         runs.append(run)
-    return [
-        r for r in runs if any(not word.plain for word in r) and any(c.isalpha() for w in r for c in w.text)
-    ]
+    return [r for r in runs if any(not word.plain for word in r) and any(c.isalpha() for w in r for c in w.text)]
 
 
 def _initial(word: _Word | None) -> bool:
-    return word is not None and (
-        len(word.text) == 1 or word.text in ("St", "Dr", "Mr", "Mrs", "Ms", "Mt", "Jr", "Sr")
-    )
+    return word is not None and (len(word.text) == 1 or word.text in ("St", "Dr", "Mr", "Mrs", "Ms", "Mt", "Jr", "Sr"))
 
 
 def _phrase(asked: str, response: str, side: list[_Word], start: int) -> list[_Word]:
     """The first phrase: leading function words, participles and lower-case echoes off; cut where another
     phrase begins."""
     words = list(side)
-    bare = (
-        len(side) <= 6
-        and side[0].start == start
-        and not any(word.text.casefold() in _COPULA for word in side)
-    )
+    bare = len(side) <= 6 and side[0].start == start and not any(word.text.casefold() in _COPULA for word in side)
     while (
         len(words) > 1
         and not re.search(r"[(&]", response[words[0].end : words[1].start])

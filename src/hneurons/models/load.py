@@ -37,7 +37,8 @@ class StudyModel:
     @property
     def device(self) -> torch.device:
         """Where input ids go: the device of the token embedding."""
-        return self.model.get_input_embeddings().weight.device
+        weight: Any = self.model.get_input_embeddings().weight
+        return weight.device
 
     @property
     def neurons(self) -> int:
@@ -55,7 +56,8 @@ class StudyModel:
         ends: list[int] = []
         for value in (self.model.generation_config.eos_token_id if self.model.generation_config else None,
                       self.tokenizer.eos_token_id):  # fmt: skip
-            ends += value if isinstance(value, list) else [value] if isinstance(value, int) else []
+            listed: list[Any] = value if isinstance(value, list) else [value]
+            ends += [end for end in listed if isinstance(end, int)]
         return sorted(set(ends))
 
     @property
@@ -75,7 +77,9 @@ class StudyModel:
 
     def prompt_ids(self, question: str) -> list[int]:
         """Token ids of `prompt(question)`; a chat template brings its own special tokens."""
-        ids: list[int] = self.tokenizer(self.prompt(question), add_special_tokens=not self.has_chat_template)["input_ids"]  # pyright: ignore[reportAssignmentType]
+        ids: list[int] = self.tokenizer(self.prompt(question), add_special_tokens=not self.has_chat_template)[
+            "input_ids"
+        ]  # pyright: ignore[reportAssignmentType]
         return list(ids)
 
     def describe(self) -> dict[str, Any]:
@@ -100,11 +104,13 @@ class StudyModel:
         }
 
 
-def as_study_model(model: StudyModel | tuple[Any, Any], *, name: str | None = None, ffn: str | None = None) -> StudyModel:
+def as_study_model(
+    model: StudyModel | tuple[Any, Any], *, name: str | None = None, ffn: str | None = None
+) -> StudyModel:
     """A `StudyModel` from itself, or from a pair of a transformers model and its tokenizer."""
     if isinstance(model, StudyModel):
         return model
-    if not (isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], nn.Module)):
+    if len(model) != 2 or not isinstance(model[0], nn.Module):
         raise UsageError("Expected a loaded model or a pair (model, tokenizer).", "Use hneurons.load_model(...).")
     network, tokenizer = model
     network.eval()
@@ -164,7 +170,7 @@ def load_model(
         transformers_logging.set_verbosity(verbosity)
         transformers_logging.enable_progress_bar()
     if device != "auto":
-        network.to(torch.device(device))
+        nn.Module.to(network, torch.device(device))
     network.eval()
     network.requires_grad_(False)
     commit = getattr(config, "_commit_hash", None) or revision

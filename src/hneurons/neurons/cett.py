@@ -10,7 +10,7 @@ small matrix product per layer, so no activation outlives its layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +54,7 @@ class Passage:
 
 
 @contextmanager
-def capture(ffns: Sequence[FFN], callback: Capture) -> Iterator[None]:
+def capture(ffns: Sequence[FFN], callback: Capture) -> Generator[None]:
     """Call `callback` with z and h of every FFN in each forward pass inside the block; hooks always come off."""
 
     def hook(position: int, ffn: FFN) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:

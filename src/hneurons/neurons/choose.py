@@ -38,9 +38,7 @@ class TrainingData:
     def take(self, rows: NDArray[np.intp]) -> TrainingData:
         """The examples of those rows."""
         other = None if self.other is None else self.other[rows]
-        return TrainingData(
-            self.answer[rows], other, self.has_other[rows], self.hallucinated[rows], self.groups[rows]
-        )
+        return TrainingData(self.answer[rows], other, self.has_other[rows], self.hallucinated[rows], self.groups[rows])
 
     def design(self) -> tuple[Features, NDArray[np.bool_]]:
         """Rows and labels of the classifier (Gao et al. 2025, sec. 3.2).
@@ -77,7 +75,7 @@ def need_both_classes(hallucinated: NDArray[np.bool_], least: int, where: str) -
         if count < least:
             raise TooFewExamplesError(
                 f"Only {count} {name} examples {where}; at least {least} are needed.",
-                "Ask more questions (or easier ones, for faithful answers), lower --temperature, or loosen --agreement.",
+                "Ask more questions (easier ones for faithful answers), lower --temperature, or loosen --agreement.",
             )
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from sklearn.linear_model import LogisticRegression, lasso_path
 
 Floats = NDArray[np.float64]
 TOLERANCE = 1e-6
+_LASSO_PATH: Any = lasso_path  # its annotations are narrower than what it takes
 BLOCK = 4096  # columns that are widened to float64 at a time
 
 
@@ -182,7 +184,7 @@ def _reweighted_lasso(
         with warnings.catch_warnings():
             # The line search and the certificate judge the result, not the inner solver's own tolerance.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            _, found, _ = lasso_path(
+            _, found, _ = _LASSO_PATH(
                 design,
                 aim,
                 alphas=[penalty / rows],
@@ -216,7 +218,8 @@ def _liblinear(problem: _Problem, c: float) -> Fit:
     model.fit(problem.features, problem.target > 0)
     weights = model.coef_[0].astype(np.float64)
     support = np.flatnonzero(weights)
-    problem.theta[:], problem.intercept = weights, float(model.intercept_[0])
+    intercept: Any = model.intercept_
+    problem.theta[:], problem.intercept = weights, float(intercept[0])
     error = expit(problem.features[:, support].astype(np.float64) @ weights[support] + problem.intercept)
     error -= problem.target
     problem.gradient = _gradient(problem.features, error)

@@ -52,7 +52,7 @@ def load_questions(source: str | Path, *, limit: int | None = None, seed: int = 
     if not rows:
         raise QuestionsError(f"{source} holds no questions.", REMEDY)
     questions = _check(str(source), rows)
-    random.Random(seed).shuffle(questions)  # noqa: S311 (an order, not a secret)
+    random.Random(seed).shuffle(questions)
     if limit is not None:
         questions = questions[:limit]
     return QuestionSet(name, tuple(questions))

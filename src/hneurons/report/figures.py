@@ -179,9 +179,7 @@ def layer_map(figure: Figure, neurons: Sequence[Weight], layers: int, width: int
     for sign, colour in ((1, HALLUCINATED), (-1, FAITHFUL)):
         rest = [n for n in ordered[MOST_TIPS:] if n.weight * sign > 0]
         if rest:
-            ax.plot(
-                [n.index for n in rest], [n.layer for n in rest], "o", ms=4, alpha=0.35, mew=0, color=colour
-            )
+            ax.plot([n.index for n in rest], [n.layer for n in rest], "o", ms=4, alpha=0.35, mew=0, color=colour)
     ticks = range(0, layers, 5 if layers <= 60 else 10)
     for layer in ticks:
         ax.axhline(layer, color=LINE, lw=0.7, zorder=0)
@@ -221,9 +219,7 @@ def c_path(figure: Figure, points: Sequence[dict[str, float]], chosen: float | N
     ax.set_ylabel("AUROC")
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=1 if _narrow(figure) else 2)
     below.plot(x, column("nonzeros"), color=MUTED, lw=1.3, label="non-zero weights", marker="o", ms=3)
-    below.plot(
-        x, column("positives"), color=HALLUCINATED, lw=1.8, label="H-Neurons (weight > 0)", marker="o", ms=3
-    )
+    below.plot(x, column("positives"), color=HALLUCINATED, lw=1.8, label="H-Neurons (weight > 0)", marker="o", ms=3)
     below.set_yscale("symlog", linthresh=10)
     top = float(np.nanmax([*column("nonzeros"), 1.0]))
     ticks = [t for t in (0, 10, 100, 1_000, 10_000, 100_000) if t <= top * 3]
@@ -247,9 +243,7 @@ def c_path(figure: Figure, points: Sequence[dict[str, float]], chosen: float | N
 
 
 @_themed
-def roc(
-    figure: Figure, fpr: Sequence[float], tpr: Sequence[float], operating: tuple[float, float] | None
-) -> None:
+def roc(figure: Figure, fpr: Sequence[float], tpr: Sequence[float], operating: tuple[float, float] | None) -> None:
     """The ROC curve of the risk, hallucinated as the positive class, with the threshold's point."""
     ax = figure.add_subplot()
     ax.plot([0, 1], [0, 1], color=MUTED, lw=1, ls=(0, (3, 3)))
@@ -258,12 +252,8 @@ def roc(
     ax.plot(fpr, tpr, color=ACCENT, lw=1.8)
     if operating is not None:
         ax.plot(*operating, "o", ms=7, color=ACCENT, mew=0, clip_on=False, gid=f"{TIP}at the threshold")
-        ax.annotate(
-            "threshold", operating, xytext=(9, -9), textcoords="offset points", color=INK, va="center"
-        )
-    ax.set(
-        xlim=(0, 1), ylim=(0, 1.02), xlabel="faithful answers flagged", ylabel="hallucinated answers flagged"
-    )
+        ax.annotate("threshold", operating, xytext=(9, -9), textcoords="offset points", color=INK, va="center")
+    ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="faithful answers flagged", ylabel="hallucinated answers flagged")
     ticks = [0, 0.25, 0.5, 0.75, 1]
     ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
     ax.set_yticks(ticks, [f"{t:g}" for t in ticks])
@@ -271,9 +261,7 @@ def roc(
 
 
 @_themed
-def risks(
-    figure: Figure, faithful: Sequence[float], hallucinated: Sequence[float], threshold: float | None
-) -> None:
+def risks(figure: Figure, faithful: Sequence[float], hallucinated: Sequence[float], threshold: float | None) -> None:
     """Histograms of the risk, hallucinated above the axis and faithful below it, with the threshold."""
     ax = figure.add_subplot()
     edges = np.linspace(0, 1, 21)

@@ -123,9 +123,7 @@ def load(run_dir: Path) -> Run:
     names = ("path", "neurons", "evaluation")
     formats = {"neurons": "card"}
     there = {n: (run_dir / f"{n}.json").is_file() for n in names}
-    files = {
-        n: _read(run_dir / f"{n}.json", f"hneurons.{formats.get(n, n)}/1") if there[n] else {} for n in names
-    }
+    files = {n: _read(run_dir / f"{n}.json", f"hneurons.{formats.get(n, n)}/1") if there[n] else {} for n in names}
     missing = tuple(f"{n}.json" for n in names if not there[n])
     run = _read(run_dir / "run.json", "hneurons.run/1")
     return Run(run, files["path"], files["neurons"], files["evaluation"], missing)
@@ -149,17 +147,13 @@ def _dataset_figures(data: Json, width: float, half: float) -> dict[str, Figure]
             operating = (flagged[0], flagged[1])
         drawn["roc"] = figures.roc(half, half * 0.86, fpr, tpr, operating)
     if any(by_label.values()):
-        drawn["risks"] = figures.risks(
-            half, half * 0.86, by_label["faithful"], by_label["hallucinated"], threshold
-        )
+        drawn["risks"] = figures.risks(half, half * 0.86, by_label["faithful"], by_label["hallucinated"], threshold)
     random = [
         (f"random neurons, {name.replace('_', '-')}", _numbers(_dict(sets).get("auroc")))
         for name, sets in _dict(data.get("random")).items()
     ]
     others = [_interval_row(name, _dict(b).get("auroc")) for name, b in _dict(data.get("baselines")).items()]
-    combined = _interval_row(
-        "length + log-probability + H-Neurons", _dict(data.get("increment")).get("combined")
-    )
+    combined = _interval_row("length + log-probability + H-Neurons", _dict(data.get("increment")).get("combined"))
     others += [combined] if combined[1] is not None else []
     row = _interval_row("H-Neurons", h_neurons.get("auroc"))
     if random or others or row[1] is not None:
@@ -183,9 +177,7 @@ def draw(run: Run, width: float, half: float) -> dict[str, Figure]:
     if run.neurons:
         model = _dict(run.card.get("model"))
         experts = any(e.get("expert") is not None for e in run.neurons)
-        marks = [
-            figures.Weight(int(e["layer"]), int(e["index"]), e["weight"], _label(e)) for e in run.neurons
-        ]
+        marks = [figures.Weight(int(e["layer"]), int(e["index"]), e["weight"], _label(e)) for e in run.neurons]
         layers = int(max(number(model.get("layers")) or 1, *(m.layer + 1 for m in marks)))
         widths = [] if experts else _numbers(model.get("width")) or [number(model.get("width")) or 1]
         size = int(max([*widths, *(m.index + 1 for m in marks)]))
@@ -196,9 +188,7 @@ def draw(run: Run, width: float, half: float) -> dict[str, Figure]:
     if points:
         best = _list(run.path.get("points"))
         index = number(run.path.get("chosen"))
-        chosen = (
-            number(_dict(best[int(index)]).get("C")) if index is not None and 0 <= index < len(best) else None
-        )
+        chosen = number(_dict(best[int(index)]).get("C")) if index is not None and 0 <= index < len(best) else None
         drawn["path"] = figures.c_path(width, 4.6 if narrow else 4.8, points, chosen)
     for i, (_, data) in enumerate(run.datasets):
         for name, figure in _dataset_figures(data, width, half).items():

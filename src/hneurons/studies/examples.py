@@ -135,7 +135,7 @@ def split(
         names = min(example.question_id for example in item[1])
         return -len(item[1]), hashlib.sha256(f"{seed}/{names}".encode()).hexdigest()
 
-    goal = dict(zip(SPLITS, (*shares, 1 - sum(shares)), strict=True))
+    goal: dict[str, float] = dict(zip(SPLITS, (*shares, 1 - sum(shares)), strict=True))
     totals = Counter(example.label for example in examples)
     have = {name: Counter[Label]() for name in SPLITS}
     chosen: dict[str, tuple[str, str]] = {}

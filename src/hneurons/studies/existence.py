@@ -207,7 +207,9 @@ def verdict(result: dict[str, Any]) -> dict[str, Any]:
     failed = [str(check["name"]) for check in checks if not check["passed"]]
     if smallest < LEAST_PER_CLASS:
         word = TOO_LITTLE
-        sentence = f"Too little data to say: only {smallest} test examples of the smaller class, {LEAST_PER_CLASS} needed."
+        sentence = (
+            f"Too little data to say: only {smallest} test examples of the smaller class, {LEAST_PER_CLASS} needed."
+        )
     elif not failed:
         word = SUPPORTED
         sentence = (

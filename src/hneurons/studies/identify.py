@@ -112,9 +112,7 @@ class _Identify:
             "judge": self.judge.name,
             "span_finder": self.finder.name,
         }
-        data = {
-            self.questions.name: {"sha256": self.questions.sha256, "questions": len(self.questions.questions)}
-        }
+        data = {self.questions.name: {"sha256": self.questions.sha256, "questions": len(self.questions.questions)}}
         self.folder.start(model=self.model.describe(), settings=recorded, data=data, notes=notes)
         for stage in (self.sample, self.examples, self.extract, self.fit, self.evaluate, self.report):
             if not self.folder.done(stage.__name__):
@@ -192,9 +190,7 @@ class _Identify:
             name: {str(label): sum(e.split == name and e.label == label for e in kept.examples) for label in Label}
             for name in ("train", "validation", "test")
         }
-        self.folder.count(
-            **{str(label): labels[str(label)] for label in Label}, dropped=kept.dropped, splits=splits
-        )
+        self.folder.count(**{str(label): labels[str(label)] for label in Label}, dropped=kept.dropped, splits=splits)
         for label in Label:
             least = 4 * self.settings.folds
             if labels[str(label)] < least:
@@ -248,7 +244,9 @@ class _Identify:
         layers = np.searchsorted(starts, fit.support, side="right") - 1
         card = Card.model_validate(
             {
-                "model": {key: described[key] for key in ("id", "revision", "architecture", "layers", "width", "neurons")},
+                "model": {
+                    key: described[key] for key in ("id", "revision", "architecture", "layers", "width", "neurons")
+                },
                 "probe": {
                     "labelling": self.settings.labelling,
                     "other": self.settings.other,
@@ -313,12 +311,14 @@ class _Identify:
         examples, rows, store = self._rows(split)
         other = has_other = None
         if self.settings.labelling == "3-vs-1":
-            counts = np.array([len(e.response.token_ids) - (e.answer_tokens.end - e.answer_tokens.start) for e in examples])
+            counts = np.array(
+                [len(e.response.token_ids) - (e.answer_tokens.end - e.answer_tokens.start) for e in examples]
+            )
             other = store.read(Region.OTHER, rows)
             if self.settings.other == "all":
                 prompts = np.array([example.prompt_tokens for example in examples])
                 share = (counts / (counts + prompts)).astype(np.float32)[:, None]
-                other = share * other + (1 - share) * store.read(Region.PROMPT, rows)
+                other = (share * other + (1 - share) * store.read(Region.PROMPT, rows)).astype(np.float32)
                 counts = counts + prompts
             has_other = counts > 0
         return TrainingData(

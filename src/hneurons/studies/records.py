@@ -45,6 +45,4 @@ def passage_of(model: StudyModel, example: Example) -> Passage:
     """The tokens that are teacher forced for an example: prompt and response, as they were when it was sampled."""
     prompt = model.prompt_ids(example.question)
     span = example.answer_tokens
-    return Passage(
-        example.question_id, (*prompt, *example.response.token_ids), len(prompt), (span.start, span.end)
-    )
+    return Passage(example.question_id, (*prompt, *example.response.token_ids), len(prompt), (span.start, span.end))
