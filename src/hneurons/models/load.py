@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from hneurons.errors import DamagedModelError, ModelNotFoundError, UnsupportedModelError, UsageError
+from hneurons.errors import DamagedModelError, HNeuronsError, ModelNotFoundError, UnsupportedModelError, UsageError
 from hneurons.models.demo import DEMO_MODELS, Say, cache_folder, convert, is_whole, pull
 from hneurons.models.ffn import FFN, find_ffns
 from hneurons.models.quiet import quiet_transformers
@@ -110,7 +110,8 @@ def as_study_model(
     """A `StudyModel` from itself, or from a pair of a transformers model and its tokenizer."""
     if isinstance(model, StudyModel):
         return model
-    if len(model) != 2 or not isinstance(model[0], nn.Module):
+    pair: Any = model  # whatever a caller handed in
+    if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], nn.Module)):
         raise UsageError("Expected a loaded model or a pair (model, tokenizer).", "Use hneurons.load_model(...).")
     network, tokenizer = model
     network.eval()
@@ -152,18 +153,25 @@ def load_model(
         with quiet_transformers():
             config = AutoConfig.from_pretrained(folder, **options)
             _refuse_non_decoders(name, config)
-            network = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=_dtype(dtype, device),
                 device_map="auto" if device == "auto" else None,
+                output_loading_info=True,
                 **options,
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-    except (UnsupportedModelError, UsageError):
+    except HNeuronsError:
         raise
     except Exception as error:
         # Hub, safetensors, tokenizers and transformers each raise their own kinds.
         raise _explain(name, source, error) from error
+    network, report = loaded
+    if report["missing_keys"]:
+        # transformers fills missing weights with random numbers and only warns.
+        raise DamagedModelError(
+            f"{name} lacks weights ({', '.join(sorted(report['missing_keys'])[:3])}).", "Fetch the model again."
+        )
     if device != "auto":
         nn.Module.to(network, torch.device(device))
     network.eval()
@@ -236,6 +244,13 @@ def _refuse_non_decoders(name: str, config: Any) -> None:
         raise UnsupportedModelError(
             f"{name} has model type {config.model_type!r}, which is no causal language model.",
             "This tool studies decoder-only language models.",
+        )
+    named = list(getattr(config, "architectures", None) or [])
+    causal = set(CAUSAL.values()) | set(auto_map)
+    if named and not causal.intersection(named) and "AutoModelForCausalLM" not in auto_map:
+        raise UnsupportedModelError(
+            f"{name} was saved as {named[0]}, which doesn't generate text.",
+            "Give a checkpoint with a language-model head of a decoder-only model.",
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 from scipy.special import expit
 
 from hneurons.errors import CardError, MissingExtraError
@@ -30,8 +30,8 @@ class CardModel(_Part):
     id: str
     revision: str | None = None
     architecture: str
-    layers: int = Field(gt=0)
-    width: int | list[int]
+    layers: int = Field(gt=0, le=100_000)
+    width: NonNegativeInt | list[NonNegativeInt]
     neurons: int = Field(gt=0)
 
     @property
@@ -195,7 +195,8 @@ class Card(_Part):
             import pandas as pd
         except ImportError as error:
             raise MissingExtraError("pandas", "pandas") from error
-        return pd.DataFrame([neuron.model_dump() for neuron in self.neurons])
+        columns = list(WeightedNeuron.model_fields)
+        return pd.DataFrame([neuron.model_dump() for neuron in self.neurons], columns=columns)
 
     def __repr__(self) -> str:
         return f"<Card of {self.model.id}: H-Neurons {self.h_neurons!r}>"

@@ -99,13 +99,17 @@ class PooledExtractor:
         out = torch.empty((len(passages), len(self.regions), self.model.neurons), dtype=torch.float32)
 
         def pool(position: int, _: FFN, z: Tensor, h: Tensor) -> None:
+            # Some models (OPT) flatten batch and tokens into one axis before the FFN.
+            z, h = z.reshape(*mask.shape, -1), h.reshape(*mask.shape, -1)
             size = torch.linalg.vector_norm(h.float(), dim=-1)
             share = weights.to(z.device) / torch.where(size > 0, size, torch.inf)[:, None, :]
             # Padding may hold anything, NaN included: it must not reach the product, where 0 * NaN = NaN.
             magnitude = z.abs().float().masked_fill_(~mask.to(z.device)[..., None], 0.0)
             share = share.masked_fill_(~mask.to(z.device)[:, None, :], 0.0)
             pooled = torch.bmm(share, magnitude) * self.norms[position].to(z.device)
-            finite = torch.isfinite(pooled).all(dim=-1).all(dim=-1)
+            # An infinite ||h|| would hide as contributions of 0.
+            known = torch.isfinite(size).masked_fill(~mask.to(z.device), True).all(dim=-1)
+            finite = torch.isfinite(pooled).all(dim=-1).all(dim=-1) & known
             if not bool(finite.all()):
                 culprit = passages[int((~finite).nonzero()[0, 0])].name
                 raise NumericError(

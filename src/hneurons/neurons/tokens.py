@@ -30,6 +30,8 @@ def token_scores(model: StudyModel, card: Card, passage: Passage) -> NDArray[np.
         entries = [card.neurons[i] for i in by_layer.get(position, [])]
         if not entries:
             return
+        # Some models (OPT) flatten batch and tokens into one axis before the FFN.
+        z, h = z.reshape(1, len(passage.ids), -1), h.reshape(1, len(passage.ids), -1)
         index = torch.tensor([entry.index for entry in entries], device=z.device)
         weight = torch.tensor([entry.weight for entry in entries], dtype=torch.float64)
         norms = torch.linalg.vector_norm(ffn.weight()[:, index].detach().float(), dim=0)
