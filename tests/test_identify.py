@@ -282,9 +282,6 @@ def test_too_few_examples_says_how_many_and_keeps_the_answers(questions: Path, t
     assert wrong.requests == asked
 
 
-@pytest.mark.xfail(
-    strict=True, reason="examples() asks for 4 x folds of a class, fit() for 5 in validation: fails late"
-)
 def test_too_few_for_the_fit_is_found_before_the_extraction(questions: Path, tmp_path: Path):
     model = tiny.study()
     engine = tiny.ScriptedEngine(model, tiny.half_right)

@@ -20,6 +20,7 @@ from hneurons.answers.kvcache import common_prefix, fork, new_cache, padded
 from hneurons.answers.text import decode
 from hneurons.errors import NumericError
 from hneurons.models.load import StudyModel
+from hneurons.parallel import ordered, workers
 from hneurons.types import Response
 
 
@@ -38,16 +39,15 @@ class Prefilled:
 class HFEngine:
     """Samples from a transformers model in the process."""
 
-    def __init__(self, model: StudyModel, *, max_rows: int = 256) -> None:
+    def __init__(self, model: StudyModel, *, prompts_a_batch: int | None = None, max_rows: int = 256) -> None:
         self.model = model
+        # A CPU is busy with few rows, and small batches spread over its workers; a GPU wants many.
+        self.prompts_a_batch = prompts_a_batch or (64 if model.device.type == "cpu" else 256)
         self.max_rows = max_rows
-        self.generated = 0
-        """Tokens generated so far."""
         self._prompts: dict[str, tuple[int, ...]] = {}
-        self._prefilled: Prefilled | None = None
+        self._prefilled: dict[tuple[int, ...], Prefilled] = {}
         self._pieces: dict[int, str] = {}
 
-    @torch.inference_mode()
     def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
         """One response a request. The prefill of the last call is used again when it covers all prompts.
 
@@ -59,15 +59,32 @@ class HFEngine:
             if question not in self._prompts:
                 self._prompts[question] = tuple(self.model.prompt_ids(question))
         prompts = [self._prompts[request.question.question] for request in requests]
-        if self._prefilled is None or any(prompt not in self._prefilled.rows for prompt in prompts):
-            self._prefilled = None  # free the old one before the new one is made
-            self._prefilled = self._prefill(list(dict.fromkeys(prompts)))
-        responses: list[Response] = []
-        for start in range(0, len(requests), self.max_rows):
-            part = slice(start, start + self.max_rows)
-            responses += self._decode(self._prefilled, prompts[part], requests[part], sampling)
-        return responses
+        responses: dict[int, Response] = {}
+        with workers(self.model.device) as pool:
+            if any(prompt not in self._prefilled for prompt in prompts):
+                self._prefilled = {}  # free the old ones before the new ones are made
+                distinct = list(dict.fromkeys(prompts))
+                groups = [distinct[i : i + self.prompts_a_batch] for i in range(0, len(distinct), self.prompts_a_batch)]
+                for made in ordered(pool, self._prefill, groups, ahead=len(groups)):
+                    self._prefilled.update(dict.fromkeys(made.rows, made))
+            by_batch: dict[int, list[int]] = {}
+            for position, prompt in enumerate(prompts):
+                by_batch.setdefault(id(self._prefilled[prompt]), []).append(position)
+            tasks = [
+                part[start : start + self.max_rows]
+                for part in by_batch.values()
+                for start in range(0, len(part), self.max_rows)
+            ]
 
+            def decode_part(part: list[int]) -> list[Response]:
+                own = [prompts[position] for position in part]
+                return self._decode(self._prefilled[own[0]], own, [requests[position] for position in part], sampling)
+
+            for part, made in zip(tasks, ordered(pool, decode_part, tasks), strict=True):
+                responses.update(zip(part, made, strict=True))
+        return [responses[position] for position in range(len(requests))]
+
+    @torch.inference_mode()
     def _prefill(self, prompts: list[tuple[int, ...]]) -> Prefilled:
         # What all prompts begin with (the template's system turn) goes through the model once, for all of them.
         cache = new_cache(self.model.model.config)
@@ -93,6 +110,7 @@ class HFEngine:
         )
         return output.logits[:, -1].float()
 
+    @torch.inference_mode()
     def _decode(
         self, start: Prefilled, prompts: list[tuple[int, ...]], requests: Sequence[Request], sampling: Sampling
     ) -> list[Response]:
@@ -120,7 +138,6 @@ class HFEngine:
                     continue
                 tokens[request].append(token)
                 logprobs[request].append(value)
-                self.generated += 1
                 if token in ends:
                     reasons[request], running[request] = "stop", False
             keep = [row for row, request in enumerate(alive) if running[request]]

@@ -10,6 +10,7 @@ small matrix product per layer, so no activation outlives its layer.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from hneurons.errors import NumericError
 from hneurons.models.ffn import FFN
 from hneurons.models.load import StudyModel
+from hneurons.parallel import ordered, workers
 from hneurons.types import Region
 
 Capture = Callable[[int, FFN, Tensor, Tensor], None]
@@ -80,6 +82,19 @@ def token_contributions(z: Tensor, h: Tensor, norms: Tensor) -> Tensor:
     return torch.where(size > 0, z.abs().float() * norms / size, 0.0)
 
 
+@dataclass
+class _Batch:
+    """What the hooks need to know of the forward pass that is running in their thread."""
+
+    passages: Sequence[Passage]
+    mask: Tensor
+    """(passages, tokens), false on padding."""
+    weights: Tensor
+    """Averaging weights (passages, regions, tokens)."""
+    out: Tensor
+    """(passages, regions, neurons), on the CPU."""
+
+
 class PooledExtractor:
     """Mean contribution of every neuron over each region, one forward pass a batch, without the LM head."""
 
@@ -88,39 +103,56 @@ class PooledExtractor:
         self.regions = tuple(regions)
         self.norms = [ffn.column_norms() for ffn in model.ffns]
         self.starts = np.concatenate([[0], np.cumsum(model.widths)]).astype(int).tolist()
+        self._running = threading.local()
 
     def __call__(self, passages: Sequence[Passage]) -> NDArray[np.float32]:
-        """Features of a batch of passages: (passages, regions, neurons); 0 for a region without tokens.
+        """Features of one batch: (passages, regions, neurons); 0 for a region without tokens.
 
         Raises:
             NumericError: an activation is NaN or infinite; names layer and passage.
         """
+        with capture(self.model.ffns, self._pool):
+            return self._forward(passages)
+
+    def many(self, groups: Sequence[Sequence[Passage]]) -> Generator[NDArray[np.float32]]:
+        """Features of each batch, in order; on a CPU several batches are in work at a time."""
+        with capture(self.model.ffns, self._pool), workers(self.model.device) as pool:
+            yield from ordered(pool, self._forward, groups)
+
+    @torch.inference_mode()
+    def _forward(self, passages: Sequence[Passage]) -> NDArray[np.float32]:
         ids, mask, weights = self._pack(passages)
         out = torch.empty((len(passages), len(self.regions), self.model.neurons), dtype=torch.float32)
-
-        def pool(position: int, _: FFN, z: Tensor, h: Tensor) -> None:
-            # Some models (OPT) flatten batch and tokens into one axis before the FFN.
-            z, h = z.reshape(*mask.shape, -1), h.reshape(*mask.shape, -1)
-            size = torch.linalg.vector_norm(h.float(), dim=-1)
-            share = weights.to(z.device) / torch.where(size > 0, size, torch.inf)[:, None, :]
-            # Padding may hold anything, NaN included: it must not reach the product, where 0 * NaN = NaN.
-            magnitude = z.abs().float().masked_fill_(~mask.to(z.device)[..., None], 0.0)
-            share = share.masked_fill_(~mask.to(z.device)[:, None, :], 0.0)
-            pooled = torch.bmm(share, magnitude) * self.norms[position].to(z.device)
-            # An infinite ||h|| would hide as contributions of 0.
-            known = torch.isfinite(size).masked_fill(~mask.to(z.device), True).all(dim=-1)
-            finite = torch.isfinite(pooled).all(dim=-1).all(dim=-1) & known
-            if not bool(finite.all()):
-                culprit = passages[int((~finite).nonzero()[0, 0])].name
-                raise NumericError(
-                    f"NaN or infinite activation in layer {self.model.ffns[position].layer} on example {culprit!r}.",
-                    "Load the model with --dtype float32, or leave that question out.",
-                )
-            out[:, :, self.starts[position] : self.starts[position + 1]] = pooled.cpu()
-
-        with capture(self.model.ffns, pool), torch.inference_mode():
+        self._running.batch = _Batch(passages, mask, weights, out)
+        try:
             backbone(self.model.model)(input_ids=ids, attention_mask=mask.long(), use_cache=False)
+        finally:
+            self._running.batch = None
         return out.numpy()
+
+    def _pool(self, position: int, ffn: FFN, z: Tensor, h: Tensor) -> None:
+        batch: _Batch | None = getattr(self._running, "batch", None)
+        if batch is None:  # somebody else's forward pass
+            return
+        mask, weights = batch.mask.to(z.device), batch.weights.to(z.device)
+        # Some models (OPT) flatten batch and tokens into one axis before the FFN.
+        z, h = z.reshape(*mask.shape, -1), h.reshape(*mask.shape, -1)
+        size = torch.linalg.vector_norm(h.float(), dim=-1)
+        share = weights / torch.where(size > 0, size, torch.inf)[:, None, :]
+        # Padding may hold anything, NaN included: it must not reach the product, where 0 * NaN = NaN.
+        magnitude = z.abs().float().masked_fill_(~mask[..., None], 0.0)
+        share = share.masked_fill_(~mask[:, None, :], 0.0)
+        pooled = torch.bmm(share, magnitude) * self.norms[position].to(z.device)
+        # An infinite ||h|| would hide as contributions of 0.
+        known = torch.isfinite(size).masked_fill(~mask, True).all(dim=-1)
+        finite = torch.isfinite(pooled).all(dim=-1).all(dim=-1) & known
+        if not bool(finite.all()):
+            culprit = batch.passages[int((~finite).nonzero()[0, 0])].name
+            raise NumericError(
+                f"NaN or infinite activation in layer {ffn.layer} on example {culprit!r}.",
+                "Load the model with --dtype float32, or leave that question out.",
+            )
+        batch.out[:, :, self.starts[position] : self.starts[position + 1]] = pooled.cpu()
 
     def _pack(self, passages: Sequence[Passage]) -> tuple[Tensor, Tensor, Tensor]:
         """Right-padded ids, attention mask and averaging weights (passages, regions, tokens)."""

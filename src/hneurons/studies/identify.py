@@ -192,7 +192,8 @@ class _Identify:
         }
         self.folder.count(**{str(label): labels[str(label)] for label in Label}, dropped=kept.dropped, splits=splits)
         for label in Label:
-            least = 4 * self.settings.folds
+            # Cross-validation needs two a fold and class, calibration five.
+            least = round(max(2 * self.settings.folds / self.settings.train, 5 / self.settings.validation)) + 2
             if labels[str(label)] < least:
                 raise TooFewExamplesError(
                     f"Only {labels[str(label)]} {label} examples among {len(self.questions.questions)} questions; at "
@@ -212,9 +213,12 @@ class _Identify:
         extractor = PooledExtractor(self.model)
         plan = batches([len(passage.ids) for passage in passages], self.settings.batch_tokens)
         with self.progress.bar("Measuring contributions", len(examples)) as tick:
-            for rows in plan:
-                if not written.issuperset(rows):
-                    store.write(rows, extractor([passages[row] for row in rows]))
+            left = [rows for rows in plan if not written.issuperset(rows)]
+            tick(len(examples) - sum(len(rows) for rows in left))
+            for rows, found in zip(
+                left, extractor.many([[passages[row] for row in rows] for rows in left]), strict=True
+            ):
+                store.write(rows, found)
                 tick(len(rows))
 
     def fit(self) -> None:
