@@ -239,9 +239,9 @@ def verdict(result: dict[str, Any]) -> dict[str, Any]:
     elif failed == [ADDS]:
         word = NOT_SUPPORTED
         sentence = (
-            f"Not supported: {own['count']} H-Neurons ({own['share_per_mille']:.2f} per mille) predict hallucination in "
-            f"held-out answers with AUROC {_text(own['auroc'])}, better than random neurons, but no gain over length and "
-            f"log-probability was seen: {_text(increment)}."
+            f"Not supported: {own['count']} H-Neurons ({own['share_per_mille']:.2f} per mille) predict hallucination "
+            f"in held-out answers with AUROC {_text(own['auroc'])}, better than random neurons, but no gain over "
+            f"length and log-probability was seen: {_text(increment)}."
         )
     else:
         word = NOT_SUPPORTED

@@ -192,12 +192,12 @@ class _Identify:
         }
         self.folder.count(**{str(label): labels[str(label)] for label in Label}, dropped=kept.dropped, splits=splits)
         for label in Label:
-            # Cross-validation needs two a fold and class, calibration five.
-            least = round(max(2 * self.settings.folds / self.settings.train, 5 / self.settings.validation)) + 2
-            if labels[str(label)] < least:
+            # Cross-validation needs two a fold and class, calibration five: say so before the long extraction.
+            if splits["train"][label] < 2 * self.settings.folds or splits["validation"][label] < 5:
                 raise TooFewExamplesError(
-                    f"Only {labels[str(label)]} {label} examples among {len(self.questions.questions)} questions; at "
-                    f"least {least} are needed.",
+                    f"Only {labels[str(label)]} {label} examples among {len(self.questions.questions)} questions: "
+                    f"{splits['train'][label]} to train on ({2 * self.settings.folds} needed), "
+                    f"{splits['validation'][label]} to calibrate on (5 needed).",
                     "Ask more questions (easier ones for faithful answers, harder ones for hallucinated), lower "
                     "--temperature, or loosen --agreement.",
                 )
