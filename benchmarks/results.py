@@ -21,7 +21,7 @@ def section(path: str) -> str:
         f"temperature {settings['temperature']}, top-k {settings['top_k']}, top-p {settings['top_p']}, at most "
         f"{settings['max_new_tokens']} tokens, seed {settings['seed']}, {model['dtype']} on {model['device']}",
         f"- {counts['faithful']} faithful and {counts['hallucinated']} hallucinated examples; dropped: {dropped}",
-        f"- H-Neurons: {run.card.h_neurons!r}; {len(run.card.neurons)} neurons in the probe, C = {run.card.probe.C:.4g}",
+        f"- H-Neurons: {run.card.h_neurons!r}; {len(run.card.neurons)} in the probe, C = {run.card.probe.C:.4g}",
         "",
         "| classifier | AUROC | accuracy | n |",
         "|---|---|---|---|",
