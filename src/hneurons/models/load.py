@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from hneurons.errors import DamagedModelError, ModelNotFoundError, UnsupportedModelError, UsageError
+from hneurons.layout import Layout
 from hneurons.models.demo import DEMO_MODELS, Say, cache_folder, convert, is_whole, pull
-from hneurons.models.ffn import FFN, find_ffns
+from hneurons.models.ffn import FFN, find_ffns, layout_of
+from hneurons.models.moe import RoutedFFN
 from hneurons.runfolder import hash_file, hash_json
 
 CHOICES = f"Give a hub id, a folder, a .gguf file or a demo model ({', '.join(sorted(DEMO_MODELS))})."
@@ -40,15 +43,26 @@ class StudyModel:
         weight: Any = self.model.get_input_embeddings().weight
         return weight.device
 
+    @cached_property
+    def layout(self) -> Layout:
+        """Where each neuron's column is."""
+        return layout_of(self.model, self.ffns)
+
     @property
     def neurons(self) -> int:
         """Number of feed-forward neurons of all layers."""
-        return sum(ffn.width for ffn in self.ffns)
+        return self.layout.neurons
 
     @property
     def widths(self) -> list[int]:
-        """Neurons of each FFN, in order of depth."""
-        return [ffn.width for ffn in self.ffns]
+        """Neurons of each decoder layer, 0 for one without."""
+        return self.layout.widths
+
+    @property
+    def columns_of_parts(self) -> list[int]:
+        """First feature column of each of `ffns`."""
+        starts, dense = self.layout.starts.tolist(), self.layout.dense
+        return [starts[ffn.layer] + (dense[ffn.layer] if isinstance(ffn, RoutedFFN) else 0) for ffn in self.ffns]
 
     @property
     def end_ids(self) -> list[int]:
@@ -87,16 +101,13 @@ class StudyModel:
         config = self.model.config.to_dict()
         for key in ("_name_or_path", "transformers_version", "quantization_config"):
             config.pop(key, None)
-        widths = set(self.widths)
         return {
             "id": self.name,
             "source": self.source,
             "revision": self.revision,
             "architecture": type(self.model).__name__,
             "config_hash": hash_json(_plain(config)),
-            "layers": len(self.ffns),
-            "width": self.widths[0] if len(widths) == 1 else self.widths,
-            "neurons": self.neurons,
+            **self.layout.describe(),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.device.type,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -240,12 +241,12 @@ class _Identify:
         fit = choice.fit
         calibration = calibrate(fit.score(validation.answer), validation.hallucinated)
         described = self.model.describe()
-        starts = np.concatenate([[0], np.cumsum(self.model.widths)])
-        layers = np.searchsorted(starts, fit.support, side="right") - 1
         card = Card.model_validate(
             {
                 "model": {
-                    key: described[key] for key in ("id", "revision", "architecture", "layers", "width", "neurons")
+                    key: described[key]
+                    for key in ("id", "revision", "architecture", "layers", "width", "neurons", "experts", "shared")
+                    if key in described
                 },
                 "probe": {
                     "labelling": self.settings.labelling,
@@ -256,8 +257,8 @@ class _Identify:
                     "calibration": calibration,
                 },
                 "neurons": [
-                    {"layer": int(layer), "index": int(column - starts[layer]), "weight": float(weight)}
-                    for layer, column, weight in zip(layers, fit.support, fit.weights, strict=True)
+                    {**asdict(neuron), "weight": float(weight)}
+                    for neuron, weight in zip(self.model.layout.ids(fit.support), fit.weights, strict=True)
                 ],
                 "provenance": {
                     "package": self.folder.manifest["package"]["version"],
