@@ -13,7 +13,8 @@ from torch import nn
 
 from hneurons.errors import UnsupportedModelError
 from hneurons.layout import Layout
-from hneurons.models.moe import RoutedFFN, find_routed
+from hneurons.models.experts import find_routed
+from hneurons.models.moe import RoutedFFN
 from hneurons.models.parts import FFN
 from hneurons.models.structure import Candidate, decoder_layers, dense_candidates, hidden_size, layer_of
 from hneurons.models.weights import linear_shape
@@ -39,16 +40,24 @@ def find_ffns(model: nn.Module, override: str | None = None) -> list[FFN]:
     found: list[FFN] = []
     for index, layer in enumerate(stack):
         found += _parts(model, index, f"{path}.{index}", layer, residual)
-    if not found:
-        linears = [name for name, module in stack[0].named_modules() if linear_shape(module)]
-        ffn_like = [name for name in linears if "att" not in name.lower()]
-        raise UnsupportedModelError(
-            f"No feed-forward layer that the locator knows in {type(model).__name__}; the linear maps of layer 0 "
-            f"are: {', '.join(linears) or 'none'}.",
-            f"Name the down projections, e.g. --ffn '{path}.*.{ffn_like[-1] if ffn_like else 'mlp.down_proj'}'.",
-        )
     _refuse_lost_experts(model, stack, found)
+    if not found:
+        raise _nothing_found(model, path, stack)
     return found
+
+
+def _nothing_found(model: nn.Module, path: str, stack: nn.ModuleList) -> UnsupportedModelError:
+    linears = [name for name, module in stack[0].named_modules() if linear_shape(module)]
+    # Attention and state-space mixers have linear maps too, but no neurons.
+    guesses = [name for name in linears if not any(word in name for word in ("att", "mamba", "mixer", "proj_", "gate"))]
+    remedy = "A model of mixers alone has no such neurons; if it has some, name their down projections with --ffn."
+    if guesses:
+        remedy = f"Name the down projections, e.g. --ffn '{path}.*.{guesses[-1]}'."
+    return UnsupportedModelError(
+        f"No feed-forward layer that the locator knows in {type(model).__name__}; the linear maps of layer 0 are: "
+        f"{', '.join(linears) or 'none'}.",
+        remedy,
+    )
 
 
 def layout_of(model: nn.Module, ffns: Sequence[FFN]) -> Layout:

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hneurons.models.moe import Call, Piece, RoutedFFN, part_weights, probing
+from hneurons.models.moe import Call, Piece, RoutedFFN, part_weights
 from hneurons.models.parts import FFN
+from hneurons.models.routing import probing
 from hneurons.neurons.scaling import factors
 
 

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from hneurons.errors import UsageError
 from hneurons.models.load import StudyModel
-from hneurons.models.moe import Call, RoutedFFN, probing
+from hneurons.models.moe import Call, RoutedFFN
 from hneurons.models.parts import FFN
+from hneurons.models.routing import probing
 from hneurons.neurons.card import Card, WeightedNeuron
 from hneurons.types import NeuronId
 
