@@ -96,7 +96,8 @@ class HFEngine:
     ) -> list[Response]:
         pick = torch.tensor([start.rows[prompt] for prompt in prompts], device=start.mask.device)
         cache = copy.deepcopy(start.cache) if len(pick) else start.cache
-        cache.batch_select_indices(pick)
+        # Not batch_select_indices: the layers of hybrids lack it, or leave their recurrent states behind.
+        cache.reorder_cache(pick)
         logits, mask = start.logits[pick], start.mask[pick]
         random = torch.from_numpy(np.stack([uniforms(sampling, request) for request in requests]))
         ends = set(self.model.end_ids)
@@ -128,7 +129,7 @@ class HFEngine:
             if len(keep) <= 0.8 * len(alive):
                 # Copying the cache costs about as much as a step, so rows leave in groups.
                 index = torch.tensor(keep, device=mask.device)
-                cache.batch_select_indices(index)
+                cache.reorder_cache(index)
                 chosen, mask = chosen[index], mask[index]
                 alive = [alive[row] for row in keep]
             mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -275,4 +276,6 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+    # JSON has no infinity, which some configs hold as a limit.
+    plain = isinstance(value, str | int | bool | None) or (isinstance(value, float) and math.isfinite(value))
+    return value if plain else str(value)
