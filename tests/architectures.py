@@ -14,7 +14,7 @@ import torch
 import transformers as hf
 from torch import nn
 
-HIDDEN, LAYERS, WIDTH, EXPERTS, EXPERT, SHARED, VOCABULARY = 32, 2, 24, 4, 16, 24, 128
+HIDDEN, LAYERS, WIDTH, EXPERTS, EXPERT, SHARED, VOCABULARY = 32, 2, 24, 4, 16, 24, 330
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,

@@ -37,9 +37,7 @@ FACTS = [
 
 def auroc(negative: np.ndarray, positive: np.ndarray) -> float:
     """The share of pairs that are ranked right, ties counting one half."""
-    wins = (positive[:, None] > negative[None, :]).mean() + 0.5 * (
-        positive[:, None] == negative[None, :]
-    ).mean()
+    wins = (positive[:, None] > negative[None, :]).mean() + 0.5 * (positive[:, None] == negative[None, :]).mean()
     return float(wins)
 
 
@@ -92,9 +90,7 @@ def _card(rng: np.random.Generator, model: dict[str, Any], settings: dict[str, A
     negatives = 19 if positives else 4
     weights = np.concatenate([rng.gamma(2, 14, positives), -rng.gamma(2, 9, negatives)])
     layers = np.clip(rng.normal(17, 6, len(weights)).round(), 0, LAYERS - 1)
-    places = sorted(
-        {(int(x), int(i)) for x, i in zip(layers, rng.integers(0, WIDTH, len(weights)), strict=True)}
-    )
+    places = sorted({(int(x), int(i)) for x, i in zip(layers, rng.integers(0, WIDTH, len(weights)), strict=True)})
     neurons = [
         {"layer": layer, "expert": None, "index": index, "weight": round(float(weight), 4)}
         for (layer, index), weight in zip(places, rng.permutation(weights), strict=False)
@@ -118,9 +114,7 @@ def _card(rng: np.random.Generator, model: dict[str, Any], settings: dict[str, A
     }  # fmt: skip
 
 
-def _dataset(
-    rng: np.random.Generator, count: int, separation: float, settings: dict[str, Any]
-) -> dict[str, Any]:
+def _dataset(rng: np.random.Generator, count: int, separation: float, settings: dict[str, Any]) -> dict[str, Any]:
     n = settings.get("n", 212)
     size = {"faithful": n * 100 // 212, "hallucinated": n - n * 100 // 212}
     risks = {
@@ -208,8 +202,7 @@ def _evaluation(rng: np.random.Generator, card: dict[str, Any], settings: dict[s
     if settings.get("hostile"):
         names = [HOSTILE]
     datasets = {
-        name: _dataset(rng, count, settings["separation"] * (1 - 0.3 * i), settings)
-        for i, name in enumerate(names)
+        name: _dataset(rng, count, settings["separation"] * (1 - 0.3 * i), settings) for i, name in enumerate(names)
     }
     score = datasets[names[0]]["h_neurons"]["auroc"]
     text = f"AUROC {score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}]"
@@ -269,9 +262,7 @@ def _journals(folder: Path, rng: np.random.Generator, model: dict[str, Any], nam
     features.mkdir()
     for region in ("answer", "other", "response", "prompt"):
         shape = (len(examples), model["neurons"])
-        np.lib.format.open_memmap(
-            features / f"{region}.npy", mode="w+", dtype=np.float16, shape=shape
-        ).flush()
+        np.lib.format.open_memmap(features / f"{region}.npy", mode="w+", dtype=np.float16, shape=shape).flush()
     _lines(
         features / "index.jsonl",
         [{"row": i, "question_id": e["question_id"]} for i, e in enumerate(examples)],
@@ -297,9 +288,7 @@ def write_run(folder: Path, variant: str = "supported", *, finished: bool = True
     }  # fmt: skip
     _journals(folder, rng, model, name)
     stages = ["sample", "examples", "extract", "fit", "calibrate", "evaluate"]
-    states: dict[str, Any] = {
-        s: {"state": "done", "seconds": round(210.5 / (i + 1), 1)} for i, s in enumerate(stages)
-    }
+    states: dict[str, Any] = {s: {"state": "done", "seconds": round(210.5 / (i + 1), 1)} for i, s in enumerate(stages)}
     if not finished:
         states = {**{s: states[s] for s in stages[:2]}, "extract": {"state": "running"}}
     dropped = {

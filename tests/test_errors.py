@@ -10,9 +10,7 @@ import pytest
 from hneurons import errors
 from hneurons.errors import HNeuronsError, MissingExtraError, UsageError
 
-CLASSES = [
-    value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, HNeuronsError)
-]
+CLASSES = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, HNeuronsError)]
 
 
 def documented() -> dict[str, int]:

@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import cache
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -75,18 +77,24 @@ def edit(run: Path, name: str, change: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def supported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, Path]:
-    return report(tmp_path_factory.mktemp("supported"))
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Page, Path]]:
+    """The report of a variant, written once; not for tests that change the run."""
+    return cache(lambda variant: report(tmp_path_factory.mktemp("reports") / variant, variant))
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, Path]:
-    return report(tmp_path_factory.mktemp("hostile"), "hostile")
+def supported(reports: Callable[[str], tuple[Page, Path]]) -> tuple[Page, Path]:
+    return reports("supported")
+
+
+@pytest.fixture(scope="module")
+def hostile(reports: Callable[[str], tuple[Page, Path]]) -> tuple[Page, Path]:
+    return reports("hostile")
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
-def test_every_variant_renders_as_balanced_html_that_loads_nothing(variant: str, tmp_path: Path) -> None:
-    page, run = report(tmp_path, variant)
+def test_every_variant_renders_as_balanced_html_that_loads_nothing(variant: str, reports: Any) -> None:
+    page, run = reports(variant)
     wording = {
         "supported": "Supported",
         "not supported": "Not supported",
@@ -135,9 +143,7 @@ def test_hostile_strings_are_text_everywhere(hostile: tuple[Page, Path]) -> None
         assert "<script" not in drawing.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    "text", ["a\x00b\x08\x1b[31m", "\ud83d alone", "\uffff", "]]>", "{{ 7 * 7 }}", "$\\frac{$"]
-)
+@pytest.mark.parametrize("text", ["a\x00b\x08\x1b[31m", "\ud83d alone", "\uffff", "]]>", "{{ 7 * 7 }}", "$\\frac{$"])
 def test_characters_that_no_document_may_hold_do_not_break_it(text: str, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
 
@@ -214,12 +220,13 @@ def test_numbers_are_those_of_the_files(supported: tuple[Page, Path]) -> None:
         *(check["detail"] for check in evaluation["verdict"]["checks"]),
     ):
         assert value in head, value
+    text = spaced(run)
     for name, baseline in data["baselines"].items():
-        assert f"{name} {baseline['auroc']['value']:.3f}" in page.words.replace("Length", "length").replace(
-            "Mean", "mean"
-        )
+        score = baseline["auroc"]
+        low, high = f"{score['low']:.3f}", f"{score['high']:.3f}"
+        assert f" {name.capitalize()} {score['value']:.3f} [{low}, {high}] " in text
     strongest = max(found, key=lambda n: n["weight"])
-    assert f" 1 {strongest['layer']} {strongest['index']} {strongest['weight']:.2f} " in spaced(run)
+    assert f" 1 {strongest['layer']} {strongest['index']} {strongest['weight']:.2f} " in text
     tip = f"layer {strongest['layer']}, neuron {strongest['index']}: weight +{strongest['weight']:.2f}"
     assert tip in page.text
     assert page.tags["article"] == len(evaluation["showcase"])
@@ -235,9 +242,7 @@ def spaced(run: Path) -> str:
 def test_counts_and_splits_are_those_of_the_run(supported: tuple[Page, Path]) -> None:
     page, run = supported
     counts = json.loads((run / "run.json").read_text(encoding="utf-8"))["counts"]
-    assert counts["questions"] == counts["faithful"] + counts["hallucinated"] + sum(
-        counts["dropped"].values()
-    )
+    assert counts["questions"] == counts["faithful"] + counts["hallucinated"] + sum(counts["dropped"].values())
     text = spaced(run)
     for name, split in counts["splits"].items():
         assert f" {name} {split['faithful']} {split['hallucinated']} {sum(split.values())} " in text
@@ -270,10 +275,32 @@ def test_no_h_neurons_is_said_not_drawn(tmp_path: Path) -> None:
     assert "There are no H-Neurons" in page.words
 
 
-def test_a_missing_number_is_a_dash(tmp_path: Path) -> None:
-    page, run = report(tmp_path, "nulls")
+def test_a_missing_number_is_a_dash(reports: Any) -> None:
+    page, run = reports("nulls")
     assert "Accuracy at the threshold–not measured" in page.words
     assert not (run / "figures" / "roc-1.png").exists()
+
+
+def nulls(value: Any) -> Iterator[Any]:
+    """Copies of a JSON object with one inner object or list null, or with all plain values of one object null."""
+    if not isinstance(value, dict):
+        return
+    yield {k: v if isinstance(v, dict | list) or k == "format" else None for k, v in value.items()}
+    for key, inner in value.items():
+        if isinstance(inner, dict | list):
+            yield value | {key: None}
+            yield from (value | {key: changed} for changed in nulls(inner))
+
+
+@pytest.mark.parametrize("name", ["run", "path", "neurons", "evaluation"])
+def test_any_value_may_be_null(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(tmp_path / "run")
+    monkeypatch.setattr(figures, "svg", lambda _: "<svg/>")
+    monkeypatch.setattr(figures, "save", lambda *_: "<svg/>")
+    original = json.loads((run / f"{name}.json").read_text(encoding="utf-8"))
+    for value in nulls(original):
+        (run / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
+        assert Page(write_report(run).read_text(encoding="utf-8")).tags["section"] == 7
 
 
 def test_several_data_sets_start_with_the_one_the_neurons_came_from(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def demo_settings(limit: int | None = None) -> IdentifySettings:
 
 DEMO_TEMPERATURE = 0.3
 DEMO_QUESTIONS = 1600
-DEMO_PER_CLASS = 300
+DEMO_PER_CLASS = 240
 DEMO_NOTE = (
     f"The demo samples at temperature {DEMO_TEMPERATURE} and at most 32 tokens instead of the paper's 1.0 and 50: at "
     "1.0 a model of 135 million parameters answers hardly any question right ten times out of ten."

@@ -7,7 +7,6 @@ within rounding of a boundary between two tokens. With the same batches, threads
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hneurons.answers.engine import Request, Sampling, uniforms
+from hneurons.answers.kvcache import common_prefix, fork, new_cache, padded
 from hneurons.answers.text import decode
 from hneurons.errors import NumericError
 from hneurons.models.load import StudyModel
@@ -69,16 +69,18 @@ class HFEngine:
         return responses
 
     def _prefill(self, prompts: list[tuple[int, ...]]) -> Prefilled:
-        longest = max(len(prompt) for prompt in prompts)
-        ids = torch.zeros((len(prompts), longest), dtype=torch.long)
-        mask = torch.zeros((len(prompts), longest), dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[row, longest - len(prompt) :] = 1
-        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
-        cache = DynamicCache(config=self.model.model.config)
-        output = self._forward(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache)
-        return Prefilled({prompt: row for row, prompt in enumerate(prompts)}, cache, output, mask)
+        # What all prompts begin with (the template's system turn) goes through the model once, for all of them.
+        cache = new_cache(self.model.model.config)
+        shared = common_prefix(prompts) if len(prompts) > 1 else 0
+        if shared:
+            ids, mask = padded([prompts[0][:shared]], self.model.device)
+            self._forward(ids, mask, mask.cumsum(-1) - 1, cache)
+            cache.batch_select_indices(torch.zeros(len(prompts), dtype=torch.long, device=ids.device))
+        ids, mask = padded([prompt[shared:] for prompt in prompts], self.model.device)
+        mask = torch.cat([mask.new_ones(len(prompts), shared), mask], dim=-1)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, shared:]
+        logits = self._forward(ids, mask, positions, cache)
+        return Prefilled({prompt: row for row, prompt in enumerate(prompts)}, cache, logits, mask)
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
         output = self.model.model(
@@ -95,9 +97,7 @@ class HFEngine:
         self, start: Prefilled, prompts: list[tuple[int, ...]], requests: Sequence[Request], sampling: Sampling
     ) -> list[Response]:
         pick = torch.tensor([start.rows[prompt] for prompt in prompts], device=start.mask.device)
-        cache = copy.deepcopy(start.cache) if len(pick) else start.cache
-        # Not batch_select_indices: the layers of hybrids lack it, or leave their recurrent states behind.
-        cache.reorder_cache(pick)
+        cache = fork(start.cache, pick)
         logits, mask = start.logits[pick], start.mask[pick]
         random = torch.from_numpy(np.stack([uniforms(sampling, request) for request in requests]))
         ends = set(self.model.end_ids)
@@ -129,7 +129,7 @@ class HFEngine:
             if len(keep) <= 0.8 * len(alive):
                 # Copying the cache costs about as much as a step, so rows leave in groups.
                 index = torch.tensor(keep, device=mask.device)
-                cache.reorder_cache(index)
+                cache.batch_select_indices(index)
                 chosen, mask = chosen[index], mask[index]
                 alive = [alive[row] for row in keep]
             mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=-1)

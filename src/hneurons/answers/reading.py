@@ -91,7 +91,8 @@ _IMPERSONAL = re.compile(
             r"(?:cannot|cant) (?:determine|provide|answer|say)|difficult to (?:determine|say)",
             r"need(?:s|ed)? more|more (?:context|information|details|specific)",
             r"(?P<doubt>(?:is|be|are|was|purely|likely|possibly|entirely|seems|appears|sounds)(?: \w+){0,2} "
-            r"(?:fictional|fictitious|hypothetical|made up|misspell\w*|typo)\b)",
+            # Only as the clause's last word: "is a fictional novel by Dumas" says who wrote it.
+            r"(?:(?:fictional|fictitious|hypothetical|made up)(?= ?\w*$)|(?:misspell\w*|typo)\b))",
             r"please (?:provide|clarify|specify|let me|check|consult|give|try|rephrase|note)|"
             r"let me know|feel free",
             r"(?:could|can|would) you (?:please )?(?:provide|clarify|specify|give|rephrase|like|tell)",

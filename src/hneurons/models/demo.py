@@ -119,9 +119,13 @@ def _write_converted(gguf: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from hneurons.models.quiet import quiet_transformers
+
+    folder = str(gguf.parent)
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        with quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
     except OSError:
         raise
     except Exception as error:
@@ -136,8 +140,9 @@ def _write_converted(gguf: Path, target: Path) -> None:
     clean = type(model)(type(model.config)(**settings))
     clean.load_state_dict(model.state_dict())
     clean.generation_config = model.generation_config
-    clean.save_pretrained(target)
-    tokenizer.save_pretrained(target)
+    with quiet_transformers():
+        clean.save_pretrained(target)
+        tokenizer.save_pretrained(target)
 
 
 def is_whole(folder: Path, sha256: str) -> bool:

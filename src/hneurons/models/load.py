@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from hneurons.errors import DamagedModelError, ModelNotFoundError, UnsupportedModelError, UsageError
 from hneurons.layout import Layout
 from hneurons.models.demo import DEMO_MODELS, Say, cache_folder, convert, is_whole, pull
 from hneurons.models.ffn import FFN, find_ffns, layout_of
 from hneurons.models.moe import RoutedFFN
+from hneurons.models.quiet import quiet_transformers
 from hneurons.runfolder import hash_file, hash_json
 
 CHOICES = f"Give a hub id, a folder, a .gguf file or a demo model ({', '.join(sorted(DEMO_MODELS))})."
@@ -160,27 +160,22 @@ def load_model(
     device = _device(device)
     options: dict[str, Any] = {"revision": revision} if source == "hub" else {}
     options["trust_remote_code"] = trust_remote_code
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(folder, **options)
-        _refuse_non_decoders(name, config)
-        network = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=_dtype(dtype, device),
-            device_map="auto" if device == "auto" else None,
-            **options,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(folder, **options)
+            _refuse_non_decoders(name, config)
+            network = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=_dtype(dtype, device),
+                device_map="auto" if device == "auto" else None,
+                **options,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     except (UnsupportedModelError, UsageError):
         raise
     except Exception as error:
         # Hub, safetensors, tokenizers and transformers each raise their own kinds.
         raise _explain(name, source, error) from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()
     if device != "auto":
         nn.Module.to(network, torch.device(device))
     network.eval()
