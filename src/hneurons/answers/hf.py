@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hneurons.answers.engine import Request, Sampling, uniforms
-from hneurons.answers.kvcache import common_prefix, fork, new_cache, padded
+from hneurons.answers.kvcache import allows_gaps, common_prefix, fork, is_recurrent, new_cache, padded, select
 from hneurons.answers.text import decode
-from hneurons.errors import NumericError
+from hneurons.errors import NumericError, UnsupportedModelError
 from hneurons.models.load import StudyModel
 from hneurons.types import Response
 
@@ -46,6 +46,8 @@ class HFEngine:
         self._prompts: dict[str, tuple[int, ...]] = {}
         self._prefilled: Prefilled | None = None
         self._pieces: dict[int, str] = {}
+        self._recurrent = is_recurrent(new_cache(model.model.config))
+        self._checked = False
 
     @torch.inference_mode()
     def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
@@ -59,6 +61,10 @@ class HFEngine:
             if question not in self._prompts:
                 self._prompts[question] = tuple(self.model.prompt_ids(question))
         prompts = [self._prompts[request.question.question] for request in requests]
+        if self._recurrent:
+            self._check_state(prompts[0])
+            if len({len(prompt) for prompt in prompts}) > 1:
+                return self._by_length(requests, prompts, sampling)
         if self._prefilled is None or any(prompt not in self._prefilled.rows for prompt in prompts):
             self._prefilled = None  # free the old one before the new one is made
             self._prefilled = self._prefill(list(dict.fromkeys(prompts)))
@@ -68,14 +74,46 @@ class HFEngine:
             responses += self._decode(self._prefilled, prompts[part], requests[part], sampling)
         return responses
 
+    def _check_state(self, prompt: tuple[int, ...]) -> None:
+        """Refuse, once, a model that keeps part of its state outside of the cache: its rows would get mixed up."""
+        if self._checked or len(prompt) < 2:
+            return
+        ids, mask = padded([prompt], self.model.device)
+        positions = mask.cumsum(-1) - 1
+        whole = self._forward(ids, mask, positions, new_cache(self.model.model.config))
+        cache = new_cache(self.model.model.config)
+        self._forward(ids[:, :-1], mask[:, :-1], positions[:, :-1], cache)
+        twice = torch.zeros(2, dtype=torch.long, device=ids.device)
+        last = self._forward(ids[twice, -1:], mask[twice], positions[twice, -1:], fork(cache, twice))
+        tolerance = 1e-3 if self.model.model.dtype in (torch.float32, torch.float64) else 0.1
+        if not float((last - whole).norm()) <= tolerance * float(whole.norm()) * 2:
+            raise UnsupportedModelError(
+                f"{type(self.model.model).__name__} keeps its recurrent state where it can't be copied for several "
+                "samples of one prompt.",
+                "Sample its responses with another engine.",
+            )
+        self._checked = True
+
+    def _by_length(
+        self, requests: Sequence[Request], prompts: list[tuple[int, ...]], sampling: Sampling
+    ) -> list[Response]:
+        """Prompts of one length at a time: a recurrent state would run through the padding of shorter ones."""
+        made: dict[int, Response] = {}
+        for length in sorted({len(prompt) for prompt in prompts}):
+            places = [place for place, prompt in enumerate(prompts) if len(prompt) == length]
+            part = self.sample([requests[place] for place in places], sampling)
+            made |= dict(zip(places, part, strict=True))
+        return [made[place] for place in range(len(requests))]
+
     def _prefill(self, prompts: list[tuple[int, ...]]) -> Prefilled:
         # What all prompts begin with (the template's system turn) goes through the model once, for all of them.
         cache = new_cache(self.model.model.config)
-        shared = common_prefix(prompts) if len(prompts) > 1 else 0
+        gaps = allows_gaps(self.model.model.config, cache)
+        shared = common_prefix(prompts) if len(prompts) > 1 and gaps else 0
         if shared:
             ids, mask = padded([prompts[0][:shared]], self.model.device)
             self._forward(ids, mask, mask.cumsum(-1) - 1, cache)
-            cache.batch_select_indices(torch.zeros(len(prompts), dtype=torch.long, device=ids.device))
+            select(cache, torch.zeros(len(prompts), dtype=torch.long, device=ids.device))
         ids, mask = padded([prompt[shared:] for prompt in prompts], self.model.device)
         mask = torch.cat([mask.new_ones(len(prompts), shared), mask], dim=-1)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, shared:]
@@ -129,7 +167,7 @@ class HFEngine:
             if len(keep) <= 0.8 * len(alive):
                 # Copying the cache costs about as much as a step, so rows leave in groups.
                 index = torch.tensor(keep, device=mask.device)
-                cache.batch_select_indices(index)
+                select(cache, index)
                 chosen, mask = chosen[index], mask[index]
                 alive = [alive[row] for row in keep]
             mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=-1)
