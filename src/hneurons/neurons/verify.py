@@ -27,7 +27,7 @@ from hneurons.neurons.scaling import scale
 from hneurons.types import NeuronId, Question
 
 FORMAT = "hneurons.verification/1"
-QUESTIONS = ("What is the capital of France?", "Who wrote it?")
+QUESTIONS = ("Which river flows through the capital of France, and into which sea?", "Who wrote it?")
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,9 @@ def _scaling(model: StudyModel) -> Check:
             least = min(least, moved / max(float(before.norm()), 1e-30))
             worst = max(worst, float((scaled - predicted).norm()) / max(moved, 1e-30))
     tolerance = 1e-2 if model.model.dtype in (torch.float32, torch.float64) else 0.3
-    detail = f"{len(tried)} layers, alpha 0 and 2, error {worst:.1e} of the movement; logits move by at least {least:.1e}"
+    detail = (
+        f"{len(tried)} layers, alpha 0 and 2, error {worst:.1e} of the movement; logits move by at least {least:.1e}"
+    )
     return Check(NAMES[_scaling], worst <= tolerance and least > 0, detail, worst, tolerance)
 
 
