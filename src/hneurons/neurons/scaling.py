@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from hneurons.errors import UsageError
-from hneurons.models.load import StudyModel
+from hneurons.models.load import StudyModel, as_study_model
 from hneurons.models.moe import Call, RoutedFFN
 from hneurons.models.parts import FFN
 from hneurons.models.routing import probing
@@ -80,12 +80,14 @@ def factors(module: nn.Module, expert: int, rows: Tensor, total: int, width: int
 
 @contextmanager
 def scale(
-    model: StudyModel, neurons: Card | Iterable[NeuronId | WeightedNeuron], alpha: float | Tensor
+    model: StudyModel | tuple[Any, Any],
+    neurons: Card | Iterable[NeuronId | WeightedNeuron],
+    alpha: float | Tensor,
 ) -> Generator[None]:
     """Multiply neurons by `alpha` in every forward pass inside the block; blocks inside blocks multiply.
 
     Args:
-        model: the model under study.
+        model: the model under study, or a pair of a transformers model and its tokenizer.
         neurons: a card (its H-Neurons), or neurons.
         alpha: 0 silences, 1 changes nothing; at most 100. A tensor (batch,) gives each row of the batch its own.
 
@@ -93,6 +95,7 @@ def scale(
         UsageError: a bad alpha, or a neuron that the model doesn't have.
         CardError: the card is of another model.
     """
+    model = as_study_model(model)
     dial = _Dial(_checked(alpha))
     by_part = _by_part(model, neurons)
     if not isinstance(dial.alpha, Tensor) and dial.alpha == 1.0:

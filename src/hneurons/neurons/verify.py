@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hneurons.answers.engine import Request, Sampling
 from hneurons.answers.hf import HFEngine
 from hneurons.errors import HNeuronsError
-from hneurons.models.load import StudyModel
+from hneurons.models.load import StudyModel, as_study_model
 from hneurons.models.moe import RoutedFFN
 from hneurons.models.parts import FFN
 from hneurons.neurons.capture import Routed, capture
@@ -86,11 +86,12 @@ class Verification:
         return "\n".join(lines)
 
 
-def verify(model: StudyModel, *, tick: Callable[[], None] = lambda: None) -> Verification:
+def verify(model: StudyModel | tuple[Any, Any], *, tick: Callable[[], None] = lambda: None) -> Verification:
     """Check that a model's neurons are found, measured and scaled as they should be.
 
     Takes a few forward passes over a short text: seconds for a small model.
     """
+    model = as_study_model(model)
     started = time.monotonic()
     described = model.describe()
     checks: list[Check] = []
@@ -276,7 +277,8 @@ def _unchanged(model: StudyModel) -> Check:
 
 
 def _hooks(model: nn.Module) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    modules: Any = model.modules()
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
 
 
 def _sampling(model: StudyModel) -> Check:
