@@ -232,7 +232,7 @@ CASES: list[tuple[tuple[str, tuple[str, ...]], str, str]] = [
     (NONE, "I don't know.", "A"),
     (NONE, "There is no such medicine.", "A"),
     (NONE, "I'm not familiar with volor pri octacap. It may be a fictional drug.", "A"),
-    (("Who wrote The Three Musketeers?", ("Alexandre Dumas",)), "It is the fictional novel by William Shakespeare.", "W"),
+    (("Who wrote The Three Musketeers?", ("Dumas",)), "It is the fictional novel by William Shakespeare.", "W"),
     (NONE, "The manufacturer of volor pri octacap is not publicly known.", "A"),
     (NONE, "I could not find any information on it. Is it a typo?", "A"),
     (NONE, "I'm not sure, but it is made by Novartis.", "W"),

@@ -89,3 +89,5 @@ def test_what_is_not_supported_is_refused_with_a_reason(row: Row):
     assert row.refused in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.remedy
+    assert "attn" not in caught.value.remedy
+    assert "attention" not in caught.value.remedy

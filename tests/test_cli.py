@@ -2,8 +2,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -44,7 +46,9 @@ def hneurons(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str])
             cli.main()
         return Result(caught.value.code or 0, *capfd.readouterr())
 
-    return run
+    before = signal.getsignal(signal.SIGINT)
+    yield run
+    signal.signal(signal.SIGINT, before)
 
 
 def command(*arguments: object, **environment: str) -> Result:
@@ -193,7 +197,6 @@ def test_other_settings_in_the_same_folder(hneurons, folder: Path, questions: Pa
     assert "seed: 0 there, 1 now" in result.error
 
 
-@pytest.mark.xfail(strict=True, reason="storage_errors lets FileExistsError and NotADirectoryError through: traceback")
 @pytest.mark.parametrize("place", ["file", "under a file"])
 def test_an_out_that_can_be_no_folder(hneurons, folder: Path, questions: Path, tmp_path: Path, place: str):
     (tmp_path / "taken").write_text("x")
@@ -203,10 +206,10 @@ def test_an_out_that_can_be_no_folder(hneurons, folder: Path, questions: Path, t
     assert "taken" in result.error
 
 
-@pytest.mark.xfail(strict=True, reason="typer takes KeyboardInterrupt itself: main() never says how to continue")
 def test_control_c_says_how_to_go_on(hneurons, monkeypatch: pytest.MonkeyPatch):
     def stop(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
 
     monkeypatch.setattr("hneurons.questions.sources.load_questions", stop)
     result = hneurons("identify", "no/model")

@@ -127,7 +127,6 @@ def test_responses_carry_verdict_and_judge():
     assert [(r.sample, r.verdict, r.judge) for r in responses] == [(k, C, "letter") for k in range(3)]
 
 
-@pytest.mark.xfail(strict=True, reason="questions decided in the last round are never ticked")
 @given(PROBABILITIES, RULES, st.sets(st.sampled_from(list(Label)), max_size=2))
 def test_ticks_sum_to_the_questions(probabilities, rule: Rule, full: set[Label]):
     questions, engine = asked(probabilities)

@@ -144,9 +144,8 @@ def test_nothing_is_supported_at_most_once_in_twenty():
     assert {one["verdict"] for one in found} <= {"supported", "too little data"}
     for one in found:
         if one["verdict"] == "too little data":
-            assert f"only an AUROC of {minimum_detectable_auroc(30, 30):.2f} or more" in one["sentence"] or (
-                0.70 <= one["minimum_detectable_auroc"] <= 0.73
-            )
+            assert f"only an AUROC of {one['minimum_detectable_auroc']:.2f} or more" in one["sentence"]
+            assert one["minimum_detectable_auroc"] >= round(minimum_detectable_auroc(30, 30), 4)
             assert "Not shown: " in one["sentence"]
 
 
@@ -195,7 +194,6 @@ def test_neurons_that_predict_the_opposite_are_not_supported():
     assert not passed(found)[0]
 
 
-@pytest.mark.xfail(strict=True, reason="the verdict never looks at how many H-Neurons there are")
 def test_neurons_of_truth_alone_are_no_h_neurons():
     # The planted neurons fire for faithful answers: the probe predicts well with negative weights only.
     train, validation, test = world(0, n=400)
@@ -211,7 +209,6 @@ def test_neurons_of_truth_alone_are_no_h_neurons():
     assert found["verdict"] != "supported"
 
 
-@pytest.mark.xfail(strict=True, reason="the length control is linear in the log-odds")
 def test_neurons_that_measure_length_in_another_way_are_not_supported():
     # Very short and very long answers are wrong; the planted neurons measure how far from the usual length it is.
     rng = np.random.default_rng(3)
@@ -294,7 +291,6 @@ def test_a_probe_without_neurons_is_no_better_than_chance():
     dumps(result)
 
 
-@pytest.mark.xfail(strict=True, reason="roc_curve warns and puts NaN into the result, which dumps refuses")
 @pytest.mark.parametrize("label", [True, False])
 def test_a_test_set_of_one_class_is_too_little_data(label: bool):
     train, validation, test = world(12, shift=1.0)

@@ -162,7 +162,6 @@ def test_killed_in_every_stage(whole: tuple[Path, float], tmp_path: Path):
     check_same(out, whole[0])
 
 
-@pytest.mark.xfail(strict=True, reason="start() takes the half-written .run.json.PID.tmp for a stranger's file")
 def test_killed_while_the_manifest_is_first_written(whole: tuple[Path, float], tmp_path: Path):
     child = begin(tmp_path / "out", ("start", 1))
     child.join(120)
@@ -172,7 +171,6 @@ def test_killed_while_the_manifest_is_first_written(whole: tuple[Path, float], t
     check_same(tmp_path / "out", whole[0])
 
 
-@pytest.mark.xfail(strict=True, reason="temporary files of killed processes stay for ever")
 def test_what_a_killed_process_left_half_written_is_taken_away(whole: tuple[Path, float], tmp_path: Path):
     out = shutil.copytree(whole[0], tmp_path / "out")
     shutil.copy(whole[0].parent / "cities.jsonl", tmp_path)

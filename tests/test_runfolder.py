@@ -203,7 +203,6 @@ def test_every_cut_of_a_long_last_line_is_repaired(tmp_path: Path):
         assert journal.path.read_bytes() == kept
 
 
-@pytest.mark.xfail(strict=True, reason="Journal.append repairs nothing: it glues the row to the cut one")
 def test_appending_to_a_cut_journal_without_reading_it_first(tmp_path: Path):
     journal = Journal(tmp_path / "j.jsonl")
     journal.append(ROWS)
@@ -226,7 +225,6 @@ def test_damage_in_the_middle_names_the_line(tmp_path: Path, damage: bytes):
     assert journal.path.read_bytes() == content
 
 
-@pytest.mark.xfail(strict=True, reason="a whole block is decoded at once, so the line number is wrong")
 def test_bytes_that_are_not_utf8_name_the_line(tmp_path: Path):
     path = tmp_path / "j.jsonl"
     lines = [b'{"id": %d}\n' % number for number in range(3000)]
@@ -365,7 +363,6 @@ def test_a_folder_with_other_things_is_refused(tmp_path: Path):
     assert not (tmp_path / "run.json").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="RunFolder.start takes its own temporary file for a stray one")
 def test_a_kill_during_the_very_first_write_does_not_block_the_folder(tmp_path: Path):
     code = """
 import os, signal, sys
@@ -380,7 +377,6 @@ with RunFolder(sys.argv[1]) as folder:
         assert folder.start(**START) is False
 
 
-@pytest.mark.xfail(strict=True, reason="storage_errors lets EEXIST and ENOTDIR through as tracebacks")
 @pytest.mark.parametrize("inside", ["file", "file/run"])
 def test_an_out_that_is_a_file_is_one_line(tmp_path: Path, inside: str):
     (tmp_path / "file").write_text("precious")

@@ -67,7 +67,6 @@ def test_wrong_values_are_one_line_usage_errors(values: dict[str, Any], says: st
     assert caught.value.exit_status == 2
 
 
-@pytest.mark.xfail(strict=True, reason="C and path_ratio take infinity; run.json then fails with a ValueError")
 @pytest.mark.parametrize("name", ["C", "path_ratio"])
 def test_infinity_is_refused(name: str):
     # Infinity is no number of JSON: run.json could not hold it.

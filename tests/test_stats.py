@@ -74,7 +74,6 @@ def test_one_class_missing_is_undefined(flagged: bool, n: int):
         assert math.isnan(draws.interval(weighted_auprc, np.arange(n, dtype=float)).value)
 
 
-@pytest.mark.xfail(strict=True, reason="weighted_auroc and weighted_auprc raise IndexError without examples")
 def test_no_examples_at_all_is_undefined():
     draws = Bootstrap.of([], [], draws=100)
     for metric in (weighted_auroc, weighted_auprc, accuracy_at(0.0)):

@@ -32,10 +32,9 @@ def card_of(model: StudyModel, neurons: list[tuple[int, int, float]], intercept:
 
 NEURONS = [(0, 3, 4.0), (2, 47, -2.5), (2, 0, 1.5), (1, 11, 30.0), (0, 40, -8.0)]
 PASSAGE = Passage("q", (5, 9, 30, 44, 60, 71, 88, 90, 101), 3, (1, 4))
-OPT_FAILS = pytest.mark.xfail(strict=True, reason="OPT flattens (batch, tokens) before its FFN")
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", pytest.param("opt", marks=OPT_FAILS), "phi3", "gemma3"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "phi3", "gemma3"])
 def test_the_mean_over_the_answer_is_the_pooled_score(kind: str):
     model = tiny.study(kind)
     card = card_of(model, NEURONS)

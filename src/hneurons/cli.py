@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -199,14 +200,23 @@ def _print_run(run: Any) -> None:
     typer.echo(f"Report:  {run.report.resolve()}")
 
 
+class _Stopped(BaseException):
+    """Ctrl-C. Not a KeyboardInterrupt, which typer would answer itself, without saying how to go on."""
+
+
+def _stop(*_: object) -> None:
+    raise _Stopped
+
+
 def main() -> None:
     """Entry point: one line and a status for every error that has a remedy."""
+    signal.signal(signal.SIGINT, _stop)
     try:
-        app(standalone_mode=True)
+        app()
     except HNeuronsError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:
+    except _Stopped:
         typer.echo("\nStopped. The same command continues where it stopped.", err=True)
         sys.exit(130)
     except BrokenPipeError:

@@ -36,6 +36,8 @@ def storage_errors(path: Path) -> Generator[None]:
             ) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise StorageError(f"Can't write to {path}: {error.strerror}.", "Choose another --out.") from error
+        if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG):
+            raise StorageError(f"{path} can't be a folder: {error.strerror}.", "Choose another --out.") from error
         if error.errno == errno.EIO:
             raise StorageError(f"Input/output error at {path}.", "Check the disk, then run again.") from error
         raise
@@ -98,6 +100,10 @@ def read_json(path: Path) -> Json:
     return cast("Json", value)
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
 class Journal:
     """An append-only JSONL file whose cut last line, left by a crash, is repaired on open."""
 
@@ -110,19 +116,18 @@ class Journal:
             return []
         self._repair()
         rows: list[Json] = []
-        with self.path.open(encoding="utf-8", errors="strict", newline="\n") as file:
-            number = 0
-            try:
-                for number, line in enumerate(file, 1):  # noqa: B007 (used in the error)
-                    row = json.loads(line)
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    row = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
                     if not isinstance(row, dict):
                         raise ValueError("not an object")
-                    rows.append(cast("Json", row))
-            except (ValueError, UnicodeDecodeError) as error:
-                raise RunError(
-                    f"{self.path} is damaged near line {number} ({error}).",
-                    "Delete the file (its stage is then done again) or restore it from a copy.",
-                ) from error
+                except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are children
+                    raise RunError(
+                        f"{self.path} is damaged in line {number} ({error}).",
+                        "Delete the file (its stage is then done again) or restore it from a copy.",
+                    ) from error
+                rows.append(cast("Json", row))
         return rows
 
     def append(self, rows: Iterable[Json]) -> None:
@@ -132,6 +137,8 @@ class Journal:
             return
         with storage_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists():
+                self._repair()
             start = self.path.stat().st_size if self.path.exists() else 0
             try:
                 with self.path.open("a", encoding="utf-8", newline="\n") as file:
@@ -187,6 +194,8 @@ class RunFolder:
             raise RunLockedError(
                 f"Another process is working in {self.path}.", "Wait for it to end, or choose another --out."
             ) from error
+        for leftover in self.path.glob(".*.tmp"):  # of a process that was killed while writing; we hold the lock
+            leftover.unlink(missing_ok=True)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -12,7 +12,7 @@ from hneurons.errors import UsageError
 class IdentifySettings(BaseModel):
     """Settings of `identify`. Defaults follow Gao et al. 2025, sec. 3; docs/method.md says where and why not."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     samples: int = Field(default=10, ge=1)
     """Responses a question."""

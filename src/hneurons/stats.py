@@ -36,6 +36,8 @@ class Interval:
 def weighted_auroc(scores: Floats, positive: NDArray[np.bool_], weights: Floats) -> Floats:
     """Area under the ROC curve of each row of example weights; ties count half."""
     # Sums of weights between distinct scores; the pairs then follow from cumulated sums, for all draws at once.
+    if not len(scores):
+        return np.full(len(weights), np.nan)
     order = np.argsort(scores, kind="stable")
     ordered = scores[order]
     starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
@@ -50,6 +52,8 @@ def weighted_auroc(scores: Floats, positive: NDArray[np.bool_], weights: Floats)
 
 def weighted_auprc(scores: Floats, positive: NDArray[np.bool_], weights: Floats) -> Floats:
     """Average precision of each row of example weights (area under precision over recall, as a step function)."""
+    if not len(scores):
+        return np.full(len(weights), np.nan)
     order = np.argsort(-scores, kind="stable")
     sorted_scores = scores[order]
     last = np.append(sorted_scores[1:] != sorted_scores[:-1], True)  # thresholds lie between distinct scores

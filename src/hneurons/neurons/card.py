@@ -13,6 +13,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeInt,
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
@@ -38,14 +39,14 @@ class CardModel(_Part):
     id: str
     revision: str | None = None
     architecture: str
-    layers: int = Field(gt=0)
+    layers: int = Field(gt=0, le=100_000)
     """Decoder layers."""
-    width: int | list[int]
+    width: NonNegativeInt | list[NonNegativeInt]
     """Neurons of a layer, or of each; 0 for a layer without feed-forward neurons."""
     neurons: int = Field(gt=0)
-    experts: int | list[int] | None = None
+    experts: NonNegativeInt | list[NonNegativeInt] | None = None
     """Routed experts of a layer, or of each; only in a model that has some."""
-    shared: int | list[int] | None = None
+    shared: NonNegativeInt | list[NonNegativeInt] | None = None
     """Neurons of a layer, or of each, that belong to no routed expert; only in a model that has some."""
 
     @property
@@ -231,7 +232,8 @@ class Card(_Part):
             import pandas as pd
         except ImportError as error:
             raise MissingExtraError("pandas", "pandas") from error
-        return pd.DataFrame([neuron.model_dump() for neuron in self.neurons])
+        columns = list(WeightedNeuron.model_fields)
+        return pd.DataFrame([neuron.model_dump() for neuron in self.neurons], columns=columns)
 
     def __repr__(self) -> str:
         return f"<Card of {self.model.id}: H-Neurons {self.h_neurons!r}>"

@@ -99,7 +99,7 @@ def choose_probe(
         grid = path_grid(lowest, lowest * settings.path_ratio, settings.path_points)
     fits = l1_path(features, positive, grid, solver=settings.solver, tick=tick)
     largest = settings.max_share * train.answer.shape[1]
-    keep = [i for i, fit in enumerate(fits) if len(fit.support) < largest] or [0]
+    keep = [i for i, fit in enumerate(fits) if len(fit.support) <= largest] or [0]
     if settings.C is None:
         fits = [fits[i] for i in keep]
         grid = [fit.C for fit in fits]
@@ -130,6 +130,11 @@ def cross_validate(
     train: TrainingData, grid: list[float], settings: IdentifySettings, tick: Callable[[], None] = lambda: None
 ) -> NDArray[np.float64]:
     """AUROC and accuracy of each fold and C: (2, folds, len(grid)). Folds keep groups whole."""
+    if len(set(train.groups)) < settings.folds:
+        raise TooFewExamplesError(
+            f"Only {len(set(train.groups))} groups of different answers for {settings.folds} folds.",
+            "Ask more questions, or use fewer folds.",
+        )
     folds = StratifiedGroupKFold(settings.folds, shuffle=True, random_state=settings.seed)
     rows: list[list[list[float]]] = [[], []]
     for inside, outside in folds.split(train.answer, train.hallucinated, train.groups):
@@ -137,7 +142,7 @@ def cross_validate(
         if len(set(held_out.hallucinated)) < 2 or len(set(fitting.hallucinated)) < 2:
             raise TooFewExamplesError(
                 "A cross-validation fold has one class only: too few different answers.",
-                "Ask more questions, or use fewer --folds.",
+                "Ask more questions, or use fewer folds.",
             )
         features, positive = fitting.design()
         fits = l1_path(features, positive, grid, solver=settings.solver, tick=tick)

@@ -50,11 +50,16 @@ class FeatureStore:
                     self._create(folder / f"{region}.npy")
             write_json(folder / "layout.json", layout)
         for region in self.regions:
+            path = folder / f"{region}.npy"
             try:
-                array = np.load(folder / f"{region}.npy", mmap_mode="r+")
-            except (OSError, ValueError) as error:
+                # Mapping a file that was cut would silently fill it up with zeros.
+                array = np.load(path, mmap_mode="r")
+                if path.stat().st_size != array.offset + array.nbytes:
+                    raise ValueError("its size is wrong")
+                array = np.load(path, mmap_mode="r+")
+            except (OSError, ValueError, EOFError) as error:
                 raise RunError(
-                    f"{folder / f'{region}.npy'} is missing or damaged ({error}).",
+                    f"{path} is missing or damaged ({error}).",
                     f"Delete the folder {folder} and run the same command again.",
                 ) from error
             if array.shape != (rows, neurons) or array.dtype != np.float16:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import random
 from collections.abc import Iterator
@@ -43,9 +44,9 @@ def load_questions(source: str | Path, *, limit: int | None = None, seed: int = 
         name, rows = "starter", list(_read_starter())
     else:
         path = Path(source)
-        if not path.is_file():
+        if not _is_file(path):
             raise QuestionsError(
-                f"There is no question set or file {str(source)!r}.",
+                f"There is no question set or file {str(source)[:200]!r}.",
                 "Give `starter` or the path of a .jsonl, .json or .csv file.",
             )
         name, rows = path.stem, list(_read_file(path))
@@ -56,6 +57,13 @@ def load_questions(source: str | Path, *, limit: int | None = None, seed: int = 
     if limit is not None:
         questions = questions[:limit]
     return QuestionSet(name, tuple(questions))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long for the file system
+        return False
 
 
 def _read_starter() -> Iterator[tuple[int, Any]]:
@@ -70,7 +78,10 @@ def _read_file(path: Path) -> Iterator[tuple[int, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         raise QuestionsError(f"Can't read {path} ({error}).", "Give a readable UTF-8 file.") from error
     if path.suffix.lower() == ".csv":
-        yield from enumerate(csv.DictReader(text.splitlines()), 2)
+        try:
+            yield from enumerate(csv.DictReader(io.StringIO(text, newline="")), 2)
+        except csv.Error as error:
+            raise QuestionsError(f"{path} is not usable as CSV ({error}).", "Mend it, or use .jsonl.") from error
         return
     if path.suffix.lower() == ".json":
         try:
@@ -106,14 +117,20 @@ def _check(source: str, rows: list[tuple[int, Any]]) -> list[Question]:
         if isinstance(answers, str):
             answers = [answers]
         listed = cast("list[Any]", answers) if isinstance(answers, list) else []
-        accepted = tuple(str(answer).strip() for answer in listed if str(answer).strip())
+        texts = [str(a) for a in listed if isinstance(a, str | int | float) and not isinstance(a, bool)]
+        if len(texts) < len(listed):
+            raise QuestionsError(f"{where} has an answer that is no text.", REMEDY)
+        accepted = tuple(answer.strip() for answer in texts if answer.strip())
         if not accepted:
             raise QuestionsError(f"{where} has no answers.", REMEDY)
-        identifier = str(fields.get("id") or f"q{number}")
+        given = fields.get("id")
+        identifier = f"q{number}" if given is None or given == "" else str(given)
         if identifier in seen:
             raise QuestionsError(
                 f"{where} has the id {identifier!r} of row {seen[identifier]}.", "Give every question its own id."
             )
+        if any("\ud800" <= letter <= "\udfff" for part in (text, identifier, *accepted) for letter in part):
+            raise QuestionsError(f"{where} holds half a character (a lone surrogate).", "Mend the text of that row.")
         seen[identifier] = number
         questions.append(Question(identifier, text.strip(), accepted, str(fields.get("domain") or "")))
     return questions

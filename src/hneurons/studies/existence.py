@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_curve
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from hneurons.neurons.card import Card
 from hneurons.neurons.choose import TrainingData, auroc
@@ -90,8 +90,13 @@ def control_scores(
 
 
 def cheap_scores(fit_on: Floats, hallucinated: NDArray[np.bool_], apply_to: Floats) -> Floats:
-    """Log-odds of a logistic regression on a few plain numbers an example: (examples, numbers) -> (examples,)."""
-    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
+    """Log-odds of a logistic regression on plain numbers with squares and products: (examples, numbers) -> (examples,).
+
+    The squares matter: where very short and very long answers are both wrong, a straight line in length is blind to it,
+    and neurons that merely measure length would seem to add something.
+    """
+    curved = PolynomialFeatures(2, include_bias=False)
+    model = make_pipeline(StandardScaler(), curved, StandardScaler(), LogisticRegression(class_weight="balanced"))
     return np.asarray(model.fit(fit_on, hallucinated).decision_function(apply_to), dtype=np.float64)
 
 
@@ -140,9 +145,11 @@ def evaluate(
         validation.hallucinated,
         np.column_stack([test.cheap, score]),
     )
-    fpr, tpr, _ = roc_curve(test.hallucinated, score)
     positives = int(test.hallucinated.sum())
     negatives = len(test.hallucinated) - positives
+    fpr, tpr = ([0.0, 1.0], [0.0, 1.0])
+    if positives and negatives:
+        fpr, tpr = (curve.tolist() for curve in roc_curve(test.hallucinated, score)[:2])
     return {
         "split": "test",
         "n": len(test.hallucinated),
@@ -167,7 +174,7 @@ def evaluate(
             "combined": draws.interval(weighted_auroc, combined).to_json(),
             "difference": draws.difference(weighted_auroc, combined, [cheap]).to_json(),
         },
-        "roc": {"fpr": fpr.tolist(), "tpr": tpr.tolist()},
+        "roc": {"fpr": fpr, "tpr": tpr},
         "risks": {
             "faithful": risk[~test.hallucinated].round(6).tolist(),
             "hallucinated": risk[test.hallucinated].round(6).tolist(),
@@ -186,6 +193,11 @@ def verdict(result: dict[str, Any]) -> dict[str, Any]:
     random = {kind: result["random"][kind]["difference"] for kind in ("uniform", "layer_matched")}
     increment = result["increment"]["difference"]
     checks = [
+        {
+            "name": "there are H-Neurons",
+            "passed": own["count"] > 0,
+            "detail": f"{own['count']} neurons with positive weight; at least one",
+        },
         {
             "name": "predicts better than chance",
             "passed": _above(own["auroc"], 0.5),
