@@ -121,7 +121,7 @@ class ListedFFN(RoutedFFN):
     def pieces(self, call: Call, only: Collection[int] | None = None) -> Iterator[Piece]:
         """See `RoutedFFN.pieces`."""
         assert self.block is not None
-        weights = measure(self.block, self.members, call.block)
+        weights = measure(self.block, self.members, call.block, silent=self.beside)
         for expert in range(self.experts) if only is None else sorted(only):
             rows = weights[expert].nonzero()[:, 0]
             if len(rows):
@@ -171,10 +171,12 @@ def find_routed(index: int, path: str, layer: nn.Module, residual: int) -> list[
             widths = {down[0].width for down in downs if len(down) == 1}
             if len(widths) == 1 and all(len(down) == 1 for down in downs):
                 count, width = len(module), widths.pop()
-                found.append(
-                    ListedFFN(index, f"{path}.{name}", module, count * width, residual, block, (block,), count, width,
-                              tuple(module), tuple(down[0].module for down in downs))
+                own = tuple(down[0].module for down in downs)
+                listed = ListedFFN(
+                    index, f"{path}.{name}", module, count * width, residual, block, (block,), count, width,
+                    members=tuple(module), downs=own,
                 )  # fmt: skip
+                found.append(listed)
     return found
 
 
@@ -204,7 +206,7 @@ def _packed(index: int, path: str, module: nn.Module, block: nn.Module, residual
     kind = SortedFFN if name == "Llama4TextExperts" else PackedFFN
     # Llama 4's class doesn't say so, but stores its matrices the other way round.
     transposed = transposed or kind is SortedFFN
-    return kind(index, path, module, count * width, hidden, block, (block,), count, width, transposed)
+    return kind(index, path, module, count * width, hidden, block, (block,), count, width, transposed=transposed)
 
 
 def _sent(index: Tensor, experts: int, only: Collection[int] | None) -> list[int]:

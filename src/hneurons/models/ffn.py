@@ -16,6 +16,7 @@ from hneurons.layout import Layout
 from hneurons.models.experts import find_routed
 from hneurons.models.moe import RoutedFFN
 from hneurons.models.parts import FFN
+from hneurons.models.routing import container
 from hneurons.models.structure import Candidate, decoder_layers, dense_candidates, hidden_size, layer_of
 from hneurons.models.weights import linear_shape
 
@@ -110,17 +111,19 @@ def _mixture(
     assert part.block is not None
     inside = {id(module) for module in part.block.modules()}
     blocks: tuple[nn.Module, ...] = (part.block,)
+    beside: list[nn.Module] = []
     for candidate in dense:
         where = f"{path}.{candidate.name}"
         if id(candidate.module) in inside:
             found.append(FFN(index, where, candidate.module, candidate.width, part.hidden, part.block, blocks))
+            beside.append(container(part.block, candidate.module))
         elif "shared" in candidate.name:
             own = layer.get_submodule(candidate.name.rpartition(".")[0])
             blocks = (part.block, own)
             found.append(FFN(index, where, candidate.module, candidate.width, part.hidden, own, blocks))
         else:
             found.append(FFN(index, where, candidate.module, candidate.width, part.hidden))
-    return [*found, part.within(blocks)]
+    return [*found, part.within(blocks, tuple(beside))]
 
 
 def _refuse_lost_experts(model: nn.Module, stack: nn.ModuleList, found: list[FFN]) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hneurons.models.parts import FFN
-from hneurons.models.routing import Inputs, hidden_states, measure
+from hneurons.models.routing import Inputs, container, hidden_states, measure
 from hneurons.models.weights import norms, onloaded
 
 
@@ -61,10 +61,12 @@ class RoutedFFN(FFN):
 
     experts: int = 0
     expert_width: int = 0
+    beside: tuple[nn.Module, ...] = ()
+    """The other modules whose outputs the same mixture adds: its shared expert."""
 
-    def within(self, blocks: tuple[nn.Module, ...]) -> RoutedFFN:
+    def within(self, blocks: tuple[nn.Module, ...], beside: tuple[nn.Module, ...]) -> RoutedFFN:
         """The same with `blocks` as the modules whose outputs add up to h."""
-        return replace(self, blocks=blocks)
+        return replace(self, blocks=blocks, beside=beside)
 
     @property
     def recorded(self) -> nn.Module | None:
@@ -151,7 +153,7 @@ def part_weights(parts: Sequence[FFN], call: Inputs) -> dict[str, Tensor]:
         if isinstance(part, RoutedFFN):
             stubs += [(module, times, part.path) for module, times in part.stubs()]
         else:
-            stubs.append((_container(block, part.down), 1, part.path))
+            stubs.append((container(block, part.down), 1, part.path))
     stubs = [stub for stub in stubs if stub[0] is not block]  # a part that is the whole block has weight 1
     if not stubs:
         return {}
@@ -159,11 +161,3 @@ def part_weights(parts: Sequence[FFN], call: Inputs) -> dict[str, Tensor]:
     weights = measure(block, [module for module, *_ in stubs], call, silent)
     found = {path: weight / times for (_, times, path), weight in zip(stubs, weights, strict=True)}
     return {path: weight for path, weight in found.items() if not bool((weight == 1).all())}
-
-
-def _container(block: nn.Module, down: nn.Module) -> nn.Module:
-    """The module around `down`, or `down` itself when it lies in the block."""
-    for module in block.modules():
-        if module is not block and any(child is down for child in module.children()):
-            return module
-    return down

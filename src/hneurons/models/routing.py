@@ -33,6 +33,14 @@ def hidden_states(args: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
     return args[0] if args else next(iter(named.values()))
 
 
+def container(block: nn.Module, down: nn.Module) -> nn.Module:
+    """The module around `down`, or `down` itself when it lies in the block."""
+    for module in block.modules():
+        if module is not block and any(child is down for child in module.children()):
+            return module
+    return down
+
+
 @torch.no_grad()
 def measure(
     block: nn.Module, parts: Sequence[nn.Module], call: Inputs, silent: Sequence[nn.Module] = ()

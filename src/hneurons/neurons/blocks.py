@@ -40,6 +40,7 @@ class BlockFeatures:
 
     def of(self, row: int, region: int) -> Iterator[tuple[int, Floats]]:
         """(first column, values) of the blocks that are not all zero in that row and region, by column."""
+        assert self._all is None
         for start in sorted(self._blocks):
             rows, values = self._blocks[start]
             place = int(np.searchsorted(rows, row))

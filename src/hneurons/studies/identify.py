@@ -21,6 +21,7 @@ from hneurons.answers.spans import RuleSpanFinder, SpanFinder
 from hneurons.answers.text import span_text, token_offsets
 from hneurons.errors import TooFewExamplesError
 from hneurons.models.load import StudyModel, as_study_model
+from hneurons.neurons.blockstore import BlockStore, feature_store
 from hneurons.neurons.card import Card
 from hneurons.neurons.cett import Passage, PooledExtractor, batches
 from hneurons.neurons.choose import TrainingData, calibrate, choose_probe
@@ -208,14 +209,18 @@ class _Identify:
         """features/: mean contribution of every neuron over each region of each example."""
         examples = self._examples()
         passages = [passage_of(self.model, example) for example in examples]
-        store = FeatureStore(self.folder / "features", len(examples), self.model.neurons)
+        store = self._store(len(examples))
         written = store.written()
-        extractor = PooledExtractor(self.model)
+        extractor = PooledExtractor(self.model, store.regions)
         plan = batches([len(passage.ids) for passage in passages], self.settings.batch_tokens)
         with self.progress.bar("Measuring contributions", len(examples)) as tick:
             for rows in plan:
                 if not written.issuperset(rows):
-                    store.write(rows, extractor([passages[row] for row in rows]))
+                    part = [passages[row] for row in rows]
+                    if isinstance(store, BlockStore):
+                        store.write(rows, extractor.blocks(part))
+                    else:
+                        store.write(rows, extractor(part))
                 tick(len(rows))
 
     def fit(self) -> None:
@@ -302,9 +307,16 @@ class _Identify:
     def _examples(self) -> list[Example]:
         return [example_from_json(row) for row in self.folder.journal("examples.jsonl").read()]
 
-    def _rows(self, split: str) -> tuple[list[Example], list[int], FeatureStore]:
+    def _store(self, rows: int) -> FeatureStore | BlockStore:
+        regions: tuple[Region, ...] = tuple(Region)
+        if any(self.model.layout.experts):
+            # Features of many experts are large: only the regions that the probe reads.
+            regions = (Region.ANSWER, Region.OTHER, *((Region.PROMPT,) if self.settings.other == "all" else ()))
+        return feature_store(self.folder / "features", rows, self.model.layout, regions)
+
+    def _rows(self, split: str) -> tuple[list[Example], list[int], FeatureStore | BlockStore]:
         examples = self._examples()
-        store = FeatureStore(self.folder / "features", len(examples), self.model.neurons)
+        store = self._store(len(examples))
         rows = [row for row, example in enumerate(examples) if example.split == split]
         return [examples[row] for row in rows], rows, store
 
