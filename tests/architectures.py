@@ -55,6 +55,8 @@ class Row:
     kind: str = "dense"
     separate: bool = False
     """The blocks are normalised apart: each has an output h of its own."""
+    not_sampled: str = ""
+    """Words of the reason why the built-in engine won't sample from it; all else works."""
     refused: str = ""
     """Words of the reason, for what is refused."""
     note: str = ""
@@ -143,7 +145,7 @@ HYBRID = [
     Row("Qwen3_5ForCausalLM", config("Qwen3_5TextConfig", head_dim=8, layer_types=["linear_attention", "full_attention"], linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=8, linear_value_head_dim=8), family="Qwen3.5", kind="hybrid"),
     Row("FalconH1ForCausalLM", config("FalconH1Config", mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_n_groups=1, mamba_d_state=8, mamba_chunk_size=8), ("model.layers.{}.feed_forward",), family="Falcon-H1", kind="hybrid"),
     Row("BambaForCausalLM", config("BambaConfig", attn_layer_indices=[1], mamba_n_heads=8, mamba_d_head=8, mamba_n_groups=1, mamba_d_state=8, mamba_chunk_size=8), ("model.layers.{}.feed_forward",), family="Bamba", kind="hybrid"),
-    Row("RecurrentGemmaForCausalLM", config("RecurrentGemmaConfig", lru_width=HIDDEN, num_hidden_layers=3, intermediate_size=2 * WIDTH, head_dim=8, attention_window_size=8), ("model.layers.{}.mlp_block",), (WIDTH,) * 3, family="RecurrentGemma", kind="hybrid"),
+    Row("RecurrentGemmaForCausalLM", config("RecurrentGemmaConfig", lru_width=HIDDEN, num_hidden_layers=3, intermediate_size=2 * WIDTH, head_dim=8, attention_window_size=8), ("model.layers.{}.mlp_block",), (WIDTH,) * 3, family="RecurrentGemma", kind="hybrid", not_sampled="keeps its recurrent state"),
     Row("NemotronHForCausalLM", config("NemotronHConfig", layers_block_type=["mamba", "mlp", "attention", "mlp"], num_hidden_layers=None, mamba_num_heads=4, mamba_head_dim=8, n_groups=1, ssm_state_size=8, chunk_size=8, head_dim=8), ("model.layers.{}.mixer",), (0, WIDTH, 0, WIDTH), family="Nemotron-H, Nemotron Nano 2", kind="hybrid", note="layers without FFN"),
     Row("JambaForCausalLM (dense)", config("JambaConfig", attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2, expert_layer_offset=1, num_experts=1, mamba_d_state=4, mamba_dt_rank=4, use_mamba_kernels=False), ("model.layers.{}.feed_forward",), family="Jamba Reasoning 3B", kind="hybrid"),
 ]

@@ -226,7 +226,7 @@ def _loudest(model: StudyModel, ids: Tensor, position: int) -> tuple[list[Neuron
             chosen, values = None, z.reshape(-1, z.shape[-1]).float()
             rows, weight = torch.arange(len(values)), part.weight().float()
         weight = weight.to(values.device)
-        index = (values[-1].abs() * weight.norm(dim=0)).topk(min(8, values.shape[1])).indices
+        index = (values[-1].abs() * weight.norm(dim=0)).topk(min(16, values.shape[1])).indices
         change[rows.cpu()] = (values[:, index] @ weight[:, index].T).cpu()
         found.extend(NeuronId(part.layer, chosen, int(i)) for i in index)
 
