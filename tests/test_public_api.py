@@ -17,6 +17,8 @@ PUBLIC = [
     "load_model",
     "load_questions",
     "pull",
+    "scale",
+    "verify",
     "write_report",
 ]
 HEAVY = ("torch", "transformers", "numpy", "scipy", "sklearn", "matplotlib", "pydantic", "typer")

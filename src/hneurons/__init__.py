@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from hneurons.models.demo import pull
     from hneurons.models.load import StudyModel, load_model
     from hneurons.neurons.card import Card
+    from hneurons.neurons.scaling import scale
+    from hneurons.neurons.verify import verify
     from hneurons.questions.sources import load_questions
     from hneurons.report.page import write_report
     from hneurons.results import Run
@@ -39,6 +41,8 @@ _HOMES = {
     "load_model": "hneurons.models.load",
     "load_questions": "hneurons.questions.sources",
     "pull": "hneurons.models.demo",
+    "scale": "hneurons.neurons.scaling",
+    "verify": "hneurons.neurons.verify",
     "write_report": "hneurons.report.page",
 }
 
@@ -53,6 +57,8 @@ __all__ = [
     "load_model",
     "load_questions",
     "pull",
+    "scale",
+    "verify",
     "write_report",
 ]
 

@@ -25,6 +25,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="Hub id, folder, .gguf file or demo model (see `hneurons pull`).")
 ]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, or spread over all there are.")]
+Revision = Annotated[str | None, typer.Option(help="Commit or tag on the hub.")]
+Pattern = Annotated[str | None, typer.Option(help="Path pattern of the down projections, for architectures not known.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 
 
@@ -63,15 +68,11 @@ def identify(
     solver: Annotated[str | None, typer.Option(help="exact or liblinear. [exact]")] = None,
     c: Annotated[float | None, typer.Option("--C", help="Inverse penalty. [chosen by cross-validation]")] = None,
     seed: Annotated[int | None, typer.Option(help="[0]")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    revision: Annotated[str | None, typer.Option(help="Commit or tag on the hub.")] = None,
-    ffn: Annotated[
-        str | None, typer.Option(help="Path pattern of the down projections, for architectures not known.")
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    revision: Revision = None,
+    ffn: Pattern = None,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Find the H-Neurons of MODEL and evaluate them on held-out questions."""
@@ -100,6 +101,40 @@ def identify(
         "trust_remote_code": trust_remote_code,
     }
     _identify(model, questions, out, settings, as_json, loading=loading)
+
+
+@app.command()
+def verify(
+    model: ModelArgument,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    revision: Revision = None,
+    ffn: Pattern = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Check that the neurons of MODEL are found, measured and scaled as they should be."""
+    from hneurons.progress import TerminalProgress
+    from hneurons.runfolder import dumps
+
+    progress = TerminalProgress()
+    progress.say(f"Loading {model}")
+    from hneurons.models.load import load_model
+    from hneurons.neurons.verify import verify as check
+
+    loaded = load_model(
+        model,
+        dtype=dtype,
+        device=device,
+        revision=revision,
+        ffn=ffn,
+        trust_remote_code=trust_remote_code,
+        say=progress.say,
+    )
+    result = check(loaded)
+    typer.echo(dumps(result.to_json()) if as_json else str(result))
+    if not result.passed:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hneurons.answers.engine import Request, Sampling, uniforms
-from hneurons.answers.kvcache import common_prefix, fork, new_cache, padded
+from hneurons.answers.kvcache import allows_gaps, common_prefix, fork, is_recurrent, new_cache, padded, select
 from hneurons.answers.text import decode
-from hneurons.errors import NumericError
+from hneurons.errors import NumericError, UnsupportedModelError
 from hneurons.models.load import StudyModel
 from hneurons.parallel import ordered, workers
 from hneurons.types import Response
@@ -47,6 +47,8 @@ class HFEngine:
         self._prompts: dict[str, tuple[int, ...]] = {}
         self._prefilled: dict[tuple[int, ...], Prefilled] = {}
         self._pieces: dict[int, str] = {}
+        self._recurrent = is_recurrent(new_cache(model.model.config))
+        self._checked = False
 
     def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
         """One response a request. The prefill of the last call is used again when it covers all prompts.
@@ -59,12 +61,13 @@ class HFEngine:
             if question not in self._prompts:
                 self._prompts[question] = tuple(self.model.prompt_ids(question))
         prompts = [self._prompts[request.question.question] for request in requests]
+        if self._recurrent and not self._checked:
+            self._check_state(prompts[0])
         responses: dict[int, Response] = {}
         with workers(self.model.device) as pool:
             if any(prompt not in self._prefilled for prompt in prompts):
                 self._prefilled = {}  # free the old ones before the new ones are made
-                distinct = list(dict.fromkeys(prompts))
-                groups = [distinct[i : i + self.prompts_a_batch] for i in range(0, len(distinct), self.prompts_a_batch)]
+                groups = self._groups(list(dict.fromkeys(prompts)))
                 for made in ordered(pool, self._prefill, groups, ahead=len(groups)):
                     self._prefilled.update(dict.fromkeys(made.rows, made))
             by_batch: dict[int, list[int]] = {}
@@ -84,15 +87,45 @@ class HFEngine:
                 responses.update(zip(part, made, strict=True))
         return [responses[position] for position in range(len(requests))]
 
+    def _groups(self, prompts: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+        """Prompts that are prefilled together; of one length where a recurrent state would run through padding."""
+        kinds: dict[int, list[tuple[int, ...]]] = {}
+        for prompt in prompts:
+            kinds.setdefault(len(prompt) if self._recurrent else 0, []).append(prompt)
+        size = self.prompts_a_batch
+        return [kind[i : i + size] for kind in kinds.values() for i in range(0, len(kind), size)]
+
+    @torch.inference_mode()
+    def _check_state(self, prompt: tuple[int, ...]) -> None:
+        """Refuse, once, a model that keeps part of its state outside of the cache: its rows would get mixed up."""
+        if len(prompt) < 2:
+            return
+        ids, mask = padded([prompt], self.model.device)
+        positions = mask.cumsum(-1) - 1
+        whole = self._forward(ids, mask, positions, new_cache(self.model.model.config))
+        cache = new_cache(self.model.model.config)
+        self._forward(ids[:, :-1], mask[:, :-1], positions[:, :-1], cache)
+        twice = torch.zeros(2, dtype=torch.long, device=ids.device)
+        last = self._forward(ids[twice, -1:], mask[twice], positions[twice, -1:], fork(cache, twice))
+        tolerance = 1e-3 if self.model.model.dtype in (torch.float32, torch.float64) else 0.1
+        if not float((last - whole).norm()) <= tolerance * float(whole.norm()) * 2:
+            raise UnsupportedModelError(
+                f"{type(self.model.model).__name__} keeps its recurrent state where it can't be copied for several "
+                "samples of one prompt.",
+                "Sample its responses with another engine.",
+            )
+        self._checked = True
+
     @torch.inference_mode()
     def _prefill(self, prompts: list[tuple[int, ...]]) -> Prefilled:
         # What all prompts begin with (the template's system turn) goes through the model once, for all of them.
         cache = new_cache(self.model.model.config)
-        shared = common_prefix(prompts) if len(prompts) > 1 else 0
+        gaps = allows_gaps(self.model.model.config, cache)
+        shared = common_prefix(prompts) if len(prompts) > 1 and gaps else 0
         if shared:
             ids, mask = padded([prompts[0][:shared]], self.model.device)
             self._forward(ids, mask, mask.cumsum(-1) - 1, cache)
-            cache.batch_select_indices(torch.zeros(len(prompts), dtype=torch.long, device=ids.device))
+            select(cache, torch.zeros(len(prompts), dtype=torch.long, device=ids.device))
         ids, mask = padded([prompt[shared:] for prompt in prompts], self.model.device)
         mask = torch.cat([mask.new_ones(len(prompts), shared), mask], dim=-1)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, shared:]
@@ -146,7 +179,7 @@ class HFEngine:
             if len(keep) <= 0.8 * len(alive):
                 # Copying the cache costs about as much as a step, so rows leave in groups.
                 index = torch.tensor(keep, device=mask.device)
-                cache.batch_select_indices(index)
+                select(cache, index)
                 chosen, mask = chosen[index], mask[index]
                 alive = [alive[row] for row in keep]
             mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=-1)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 ROOM = 32  # tokens of space a layer is given each time it has to grow
 
@@ -32,10 +32,10 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = keys[..., :end, :], values[..., :end, :]
         return self.keys, self.values
 
-    def batch_select_indices(self, indices: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Any) -> None:
         """Keep these rows."""
         self._spare = None
-        super().batch_select_indices(indices)
+        super().reorder_cache(beam_idx)
 
 
 def _with_room(states: Tensor, tokens: int) -> Tensor:
@@ -52,12 +52,36 @@ def new_cache(config: Any) -> DynamicCache:
     return cache
 
 
+def is_recurrent(cache: DynamicCache) -> bool:
+    """Whether some layers keep a state that runs through all tokens, padding included, instead of keys and values."""
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
+
+
+def allows_gaps(config: Any, cache: DynamicCache) -> bool:
+    """Whether padding between the tokens of a prompt changes nothing but the mask.
+
+    Not with a sliding window, which would count it, nor with a recurrent state, nor with ALiBi, which measures
+    distances in slots of the cache.
+    """
+    text: Any = config.get_text_config(decoder=True)
+    attention: Any = getattr(text, "attn_config", None)
+    linear_bias = getattr(text, "alibi", False) or getattr(attention, "alibi", False)
+    return all(type(layer) is GrowingLayer for layer in cache.layers) and not linear_bias
+
+
+def select(cache: DynamicCache, rows: Tensor) -> None:
+    """Keep these rows of `cache`; rows may repeat."""
+    # Not batch_select_indices: the layers of hybrids lack it, or leave their recurrent states behind.
+    cache.reorder_cache(rows)  # pyright: ignore[reportArgumentType]
+
+
 def fork(cache: DynamicCache, rows: Tensor) -> DynamicCache:
     """A new cache that holds these rows of `cache`, which stays as it is; rows may repeat."""
     made = copy.copy(cache)
     # Selecting rebinds a plain layer's tensors, so a shallow copy protects them; other kinds may work in place.
-    made.layers = [copy.copy(x) if isinstance(x, DynamicLayer) else copy.deepcopy(x) for x in cache.layers]
-    made.batch_select_indices(rows)
+    shallow = [isinstance(x, DynamicLayer) and not isinstance(x, LinearAttentionCacheLayerMixin) for x in cache.layers]
+    made.layers = [copy.copy(x) if plain else copy.deepcopy(x) for x, plain in zip(cache.layers, shallow, strict=True)]
+    select(made, rows)
     return made
 
 

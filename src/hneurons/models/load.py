@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from hneurons.errors import DamagedModelError, HNeuronsError, ModelNotFoundError, UnsupportedModelError, UsageError
+from hneurons.errors import (
+    DamagedModelError,
+    HNeuronsError,
+    MissingExtraError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+    UsageError,
+)
+from hneurons.layout import Layout
+from hneurons.models.classes import auto_class
 from hneurons.models.demo import DEMO_MODELS, Say, cache_folder, convert, is_whole, pull
-from hneurons.models.ffn import FFN, find_ffns
+from hneurons.models.ffn import FFN, find_ffns, layout_of
+from hneurons.models.moe import RoutedFFN
 from hneurons.models.quiet import quiet_transformers
 from hneurons.runfolder import hash_file, hash_json
 
 CHOICES = f"Give a hub id, a folder, a .gguf file or a demo model ({', '.join(sorted(DEMO_MODELS))})."
+SPREAD = "spread"
+"""The device that means: over all there are, through accelerate."""
 ANSWER_ONLY = " Respond with the answer only, without any explanation."
 """What the paper adds to each question (Gao et al. 2025, sec. 3)."""
 
@@ -37,18 +52,32 @@ class StudyModel:
     @property
     def device(self) -> torch.device:
         """Where input ids go: the device of the token embedding."""
-        weight: Any = self.model.get_input_embeddings().weight
-        return weight.device
+        embedding: Any = self.model.get_input_embeddings()
+        if embedding.weight.device.type != "meta":
+            return embedding.weight.device
+        # accelerate keeps the embedding elsewhere and brings it here for its turn.
+        return torch.device(embedding._hf_hook.execution_device)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where each neuron's column is."""
+        return layout_of(self.model, self.ffns)
 
     @property
     def neurons(self) -> int:
         """Number of feed-forward neurons of all layers."""
-        return sum(ffn.width for ffn in self.ffns)
+        return self.layout.neurons
 
     @property
     def widths(self) -> list[int]:
-        """Neurons of each FFN, in order of depth."""
-        return [ffn.width for ffn in self.ffns]
+        """Neurons of each decoder layer, 0 for one without."""
+        return self.layout.widths
+
+    @property
+    def columns_of_parts(self) -> list[int]:
+        """First feature column of each of `ffns`."""
+        starts, dense = self.layout.starts.tolist(), self.layout.dense
+        return [starts[ffn.layer] + (dense[ffn.layer] if isinstance(ffn, RoutedFFN) else 0) for ffn in self.ffns]
 
     @property
     def end_ids(self) -> list[int]:
@@ -87,16 +116,13 @@ class StudyModel:
         config = self.model.config.to_dict()
         for key in ("_name_or_path", "transformers_version", "quantization_config"):
             config.pop(key, None)
-        widths = set(self.widths)
         return {
             "id": self.name,
             "source": self.source,
             "revision": self.revision,
             "architecture": type(self.model).__name__,
             "config_hash": hash_json(_plain(config)),
-            "layers": len(self.ffns),
-            "width": self.widths[0] if len(widths) == 1 else self.widths,
-            "neurons": self.neurons,
+            **self.layout.describe(),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.device.type,
@@ -110,10 +136,10 @@ def as_study_model(
     """A `StudyModel` from itself, or from a pair of a transformers model and its tokenizer."""
     if isinstance(model, StudyModel):
         return model
-    pair: Any = model  # whatever a caller handed in
-    if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], nn.Module)):
+    pair: Any = model
+    if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], nn.Module):
         raise UsageError("Expected a loaded model or a pair (model, tokenizer).", "Use hneurons.load_model(...).")
-    network, tokenizer = model
+    network, tokenizer = pair
     network.eval()
     label = name or str(getattr(network.config, "_name_or_path", "") or type(network).__name__)
     return StudyModel(label, "object", network, tokenizer, None, find_ffns(network, ffn))
@@ -134,7 +160,8 @@ def load_model(
     Args:
         model: a hub id, a folder, a .gguf file or a demo name.
         dtype: `float32`, `bfloat16`, `float16`; `auto` is float32 on CPU and the checkpoint's own elsewhere.
-        device: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` spreads over all GPUs if there are any.
+        device: `cpu`, `cuda`, `cuda:1`, `mps`; `spread` over all GPUs, then CPU memory, then disk; `auto` is one GPU,
+            or spread when there are several.
         revision: commit or tag on the hub.
         ffn: path pattern of the down projections, when the locator doesn't know the architecture.
         trust_remote_code: run Python code that comes with the model. Only for sources that you trust.
@@ -152,27 +179,21 @@ def load_model(
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(folder, **options)
-            _refuse_non_decoders(name, config)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=_dtype(dtype, device),
-                device_map="auto" if device == "auto" else None,
-                output_loading_info=True,
-                **options,
+            network, info = auto_class(name, config).from_pretrained(
+                folder, dtype=_dtype(dtype, device), output_loading_info=True, **_placement(device), **options
             )
+            if missing := sorted(info["missing_keys"]):
+                raise DamagedModelError(
+                    f"{name} lacks {len(missing)} weights of {type(network).__name__} ({', '.join(missing[:3])}...).",
+                    "Fetch or convert the model again; a base model without its LM head can't be studied.",
+                )
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     except HNeuronsError:
         raise
     except Exception as error:
         # Hub, safetensors, tokenizers and transformers each raise their own kinds.
         raise _explain(name, source, error) from error
-    network, report = loaded
-    if report["missing_keys"]:
-        # transformers fills missing weights with random numbers and only warns.
-        raise DamagedModelError(
-            f"{name} lacks weights ({', '.join(sorted(report['missing_keys'])[:3])}).", "Fetch the model again."
-        )
-    if device != "auto":
+    if device != SPREAD:
         nn.Module.to(network, torch.device(device))
     network.eval()
     network.requires_grad_(False)
@@ -209,18 +230,28 @@ def _from_gguf(path: Path, say: Say) -> Path:
 
 
 def _device(device: str) -> str:
-    if device != "auto":
+    if device not in ("auto", SPREAD):
         try:
             torch.device(device)
         except RuntimeError as error:
-            raise UsageError(f"There is no device {device!r}.", "Use cpu, cuda, cuda:0 or mps.") from error
+            raise UsageError(f"There is no device {device!r}.", "Use cpu, cuda, cuda:0, mps or spread.") from error
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise UsageError("PyTorch sees no CUDA device here.", "Use --device cpu.")
         return device
-    # device_map="auto" (needs accelerate) spreads over several GPUs; one device needs nothing.
-    if torch.cuda.device_count() > 1:
-        return "auto"
+    if device == SPREAD or torch.cuda.device_count() > 1:
+        return SPREAD
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _placement(device: str) -> dict[str, Any]:
+    """Options of `from_pretrained` that place the weights; one device needs none."""
+    if device != SPREAD:
+        return {}
+    if find_spec("accelerate") is None:
+        raise MissingExtraError("accelerate", "spread")
+    folder = cache_folder() / "offload"
+    folder.mkdir(parents=True, exist_ok=True)
+    return {"device_map": "auto", "offload_folder": str(folder)}
 
 
 def _dtype(dtype: str, device: str) -> Any:
@@ -230,28 +261,6 @@ def _dtype(dtype: str, device: str) -> Any:
     if dtype not in known:
         raise UsageError(f"There is no dtype {dtype!r}.", f"Use auto, {', '.join(known)}.")
     return known[dtype]
-
-
-def _refuse_non_decoders(name: str, config: Any) -> None:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
-
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(
-            f"{name} is an encoder-decoder ({config.model_type}).", "This tool studies decoder-only language models."
-        )
-    auto_map = getattr(config, "auto_map", None) or {}
-    if config.model_type not in CAUSAL and "AutoModelForCausalLM" not in auto_map:
-        raise UnsupportedModelError(
-            f"{name} has model type {config.model_type!r}, which is no causal language model.",
-            "This tool studies decoder-only language models.",
-        )
-    named = list(getattr(config, "architectures", None) or [])
-    causal = set(CAUSAL.values()) | set(auto_map)
-    if named and not causal.intersection(named) and "AutoModelForCausalLM" not in auto_map:
-        raise UnsupportedModelError(
-            f"{name} was saved as {named[0]}, which doesn't generate text.",
-            "Give a checkpoint with a language-model head of a decoder-only model.",
-        )
 
 
 def _explain(name: str, source: str, error: Exception) -> Exception:
@@ -274,4 +283,6 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+    # JSON has no infinity, which some configs hold as a limit.
+    plain = isinstance(value, str | int | bool | None) or (isinstance(value, float) and math.isfinite(value))
+    return value if plain else str(value)

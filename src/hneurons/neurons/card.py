@@ -9,10 +9,19 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 from scipy.special import expit
 
 from hneurons.errors import CardError, MissingExtraError
+from hneurons.layout import Layout, spread
 from hneurons.runfolder import write_text
 from hneurons.types import NeuronId
 
@@ -31,13 +40,35 @@ class CardModel(_Part):
     revision: str | None = None
     architecture: str
     layers: int = Field(gt=0, le=100_000)
+    """Decoder layers."""
     width: NonNegativeInt | list[NonNegativeInt]
+    """Neurons of a layer, or of each; 0 for a layer without feed-forward neurons."""
     neurons: int = Field(gt=0)
+    experts: NonNegativeInt | list[NonNegativeInt] | None = None
+    """Routed experts of a layer, or of each; only in a model that has some."""
+    shared: NonNegativeInt | list[NonNegativeInt] | None = None
+    """Neurons of a layer, or of each, that belong to no routed expert; only in a model that has some."""
 
     @property
     def widths(self) -> list[int]:
-        """Neurons of each feed-forward layer, in order of depth."""
-        return self.width if isinstance(self.width, list) else [self.width] * self.layers
+        """Neurons of each decoder layer, in order of depth."""
+        return list(spread(self.width, self.layers))
+
+    @property
+    def layout(self) -> Layout:
+        """Where each neuron's column is."""
+        widths = self.widths
+        if self.experts is None or self.shared is None:
+            none = (0,) * len(widths)
+            return Layout(tuple(widths), none, none)
+        experts, shared = spread(self.experts, self.layers), spread(self.shared, self.layers)
+        each = [(w - s) // n if n else 0 for w, n, s in zip(widths, experts, shared, strict=True)]
+        return Layout(shared, experts, tuple(each))
+
+    @model_serializer(mode="wrap")
+    def _short(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialise(self)
+        return {k: v for k, v in fields.items() if v is not None or k not in ("experts", "shared")}
 
 
 class Calibration(_Part):
@@ -114,8 +145,7 @@ class Card(_Part):
     @property
     def columns(self) -> NDArray[np.intp]:
         """Feature column of each entry of `neurons`, when all layers are laid side by side."""
-        starts = np.concatenate([[0], np.cumsum(self.model.widths)])
-        return np.array([starts[n.layer] + n.index for n in self.neurons], dtype=np.intp)
+        return self.model.layout.columns(neuron.id for neuron in self.neurons)
 
     @property
     def weights(self) -> Floats:
@@ -138,8 +168,12 @@ class Card(_Part):
             CardError: says what differs.
         """
         own = self.model.model_dump()
-        same = ("architecture", "layers", "width", "neurons")
-        wrong = [f"{key} {own[key]} in the card, {model[key]} in the model" for key in same if own[key] != model[key]]
+        same = ("architecture", "layers", "width", "neurons", "experts", "shared")
+        wrong = [
+            f"{key} {own.get(key)} in the card, {model.get(key)} in the model"
+            for key in same
+            if own.get(key) != model.get(key)
+        ]
         if wrong:
             raise CardError(
                 f"The card of {self.model.id} doesn't fit {model['id']}: {'; '.join(wrong)}.",
@@ -176,11 +210,14 @@ class Card(_Part):
         Raises:
             CardError: a neuron outside the model, twice the same neuron, or counts that don't add up.
         """
-        widths = self.model.widths
+        model = self.model
+        given = [value for value in (model.width, model.experts, model.shared) if isinstance(value, list)]
         problem = ""
-        if len(widths) != self.model.layers or sum(widths) != self.model.neurons:
+        if any(len(value) != model.layers for value in given) or sum(model.widths) != model.neurons:
             problem = "layers, width and neurons don't add up"
-        elif any(n.layer >= self.model.layers or n.index >= widths[n.layer] for n in self.neurons):
+        elif (model.experts is None) != (model.shared is None) or model.layout.widths != model.widths:
+            problem = "width, experts and shared don't add up"
+        elif any(not model.layout.has(neuron.id) for neuron in self.neurons):
             problem = "it names a neuron outside the model"
         elif len({neuron.id for neuron in self.neurons}) != len(self.neurons):
             problem = "it names a neuron twice"

@@ -10,11 +10,8 @@ small matrix product per layer, so no activation outlives its layer.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +19,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hneurons.errors import NumericError
-from hneurons.models.ffn import FFN
 from hneurons.models.load import StudyModel
+from hneurons.models.parts import FFN
+from hneurons.models.weights import norms as vector_norms
+from hneurons.neurons.blocks import BlockFeatures
+from hneurons.neurons.capture import Capture, Routed, capture
+from hneurons.neurons.rebuild import MixtureCheck
 from hneurons.parallel import ordered, workers
 from hneurons.types import Region
 
-Capture = Callable[[int, FFN, Tensor, Tensor], None]
-"""Called with (position of the FFN, the FFN, z (batch, tokens, width), h (batch, tokens, hidden))."""
+__all__ = ["Capture", "Passage", "PooledExtractor", "backbone", "batches", "capture", "token_contributions"]
 
 
 @dataclass(frozen=True)
@@ -55,44 +55,13 @@ class Passage:
         }[region]
 
 
-@contextmanager
-def capture(ffns: Sequence[FFN], callback: Capture) -> Generator[None]:
-    """Call `callback` with z and h of every FFN in each forward pass inside the block; hooks always come off."""
-
-    def hook(position: int, ffn: FFN) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def see(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            callback(position, ffn, inputs[0], output[0] if isinstance(output, tuple) else output)
-
-        return see
-
-    handles = [ffn.down.register_forward_hook(hook(position, ffn)) for position, ffn in enumerate(ffns)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def token_contributions(z: Tensor, h: Tensor, norms: Tensor) -> Tensor:
     """CETT of every token: z (..., width), h (..., hidden), norms (width,) -> float32 (..., width).
 
     A token whose h is exactly zero has contribution 0.
     """
-    size = torch.linalg.vector_norm(h.float(), dim=-1, keepdim=True)
+    size = vector_norms(h, dim=-1)[..., None]
     return torch.where(size > 0, z.abs().float() * norms / size, 0.0)
-
-
-@dataclass
-class _Batch:
-    """What the hooks need to know of the forward pass that is running in their thread."""
-
-    passages: Sequence[Passage]
-    mask: Tensor
-    """(passages, tokens), false on padding."""
-    weights: Tensor
-    """Averaging weights (passages, regions, tokens)."""
-    out: Tensor
-    """(passages, regions, neurons), on the CPU."""
 
 
 class PooledExtractor:
@@ -102,57 +71,87 @@ class PooledExtractor:
         self.model = model
         self.regions = tuple(regions)
         self.norms = [ffn.column_norms() for ffn in model.ffns]
-        self.starts = np.concatenate([[0], np.cumsum(model.widths)]).astype(int).tolist()
-        self._running = threading.local()
+        self.starts = model.columns_of_parts
+        self._mixtures = MixtureCheck(model.ffns)
 
     def __call__(self, passages: Sequence[Passage]) -> NDArray[np.float32]:
         """Features of one batch: (passages, regions, neurons); 0 for a region without tokens.
 
+        Large for a model with many experts: `blocks` gives only those that tokens were sent to.
+
         Raises:
             NumericError: an activation is NaN or infinite; names layer and passage.
         """
-        with capture(self.model.ffns, self._pool):
-            return self._forward(passages)
+        return self.blocks(passages).dense()
 
-    def many(self, groups: Sequence[Sequence[Passage]]) -> Generator[NDArray[np.float32]]:
-        """Features of each batch, in order; on a CPU several batches are in work at a time."""
-        with capture(self.model.ffns, self._pool), workers(self.model.device) as pool:
-            yield from ordered(pool, self._forward, groups)
+    def many(self, groups: Sequence[Sequence[Passage]]) -> Generator[BlockFeatures]:
+        """Features of each batch, in order; on a CPU several batches of a dense model are in work at a time."""
+        if any(self.model.layout.experts):
+            yield from map(self.blocks, groups)  # what is seen of a mixture goes through hooks that are one thread's
+            return
+        with workers(self.model.device) as pool:
+            yield from ordered(pool, self.blocks, groups)
 
     @torch.inference_mode()
-    def _forward(self, passages: Sequence[Passage]) -> NDArray[np.float32]:
+    def blocks(self, passages: Sequence[Passage]) -> BlockFeatures:
+        """Features of a batch of passages, the dense part or expert as a block; see `__call__`."""
         ids, mask, weights = self._pack(passages)
-        out = torch.empty((len(passages), len(self.regions), self.model.neurons), dtype=torch.float32)
-        self._running.batch = _Batch(passages, mask, weights, out)
-        try:
-            backbone(self.model.model)(input_ids=ids, attention_mask=mask.long(), use_cache=False)
-        finally:
-            self._running.batch = None
-        return out.numpy()
+        sparse = any(self.model.layout.experts)
+        found = BlockFeatures(len(passages), len(self.regions), self.model.neurons, sparse=sparse)
 
-    def _pool(self, position: int, ffn: FFN, z: Tensor, h: Tensor) -> None:
-        batch: _Batch | None = getattr(self._running, "batch", None)
-        if batch is None:  # somebody else's forward pass
-            return
-        mask, weights = batch.mask.to(z.device), batch.weights.to(z.device)
-        # Some models (OPT) flatten batch and tokens into one axis before the FFN.
-        z, h = z.reshape(*mask.shape, -1), h.reshape(*mask.shape, -1)
-        size = torch.linalg.vector_norm(h.float(), dim=-1)
-        share = weights / torch.where(size > 0, size, torch.inf)[:, None, :]
-        # Padding may hold anything, NaN included: it must not reach the product, where 0 * NaN = NaN.
-        magnitude = z.abs().float().masked_fill_(~mask[..., None], 0.0)
-        share = share.masked_fill_(~mask[:, None, :], 0.0)
-        pooled = torch.bmm(share, magnitude) * self.norms[position].to(z.device)
-        # An infinite ||h|| would hide as contributions of 0.
-        known = torch.isfinite(size).masked_fill(~mask, True).all(dim=-1)
-        finite = torch.isfinite(pooled).all(dim=-1).all(dim=-1) & known
-        if not bool(finite.all()):
-            culprit = batch.passages[int((~finite).nonzero()[0, 0])].name
+        def pool(position: int, ffn: FFN, z: Tensor | Routed, h: Tensor) -> None:
+            # Some models lay batch and tokens out in one dimension.
+            h = h.reshape(*mask.shape, h.shape[-1])
+            size = vector_norms(h, dim=-1)
+            self._check(ffn, passages, torch.isfinite(size) | ~mask.to(h.device))
+            self._mixtures.see(ffn, z, h, mask.reshape(-1))
+            share = weights.to(h.device) / torch.where(size > 0, size, torch.inf)[:, None, :]
+            # Padding may hold anything, NaN included: it must not reach the product, where 0 * NaN = NaN.
+            share = share.masked_fill_(~mask.to(h.device)[:, None, :], 0.0)
+            if isinstance(z, Routed):
+                self._pool_routed(found, position, z, share, mask, passages)
+                return
+            magnitude = z.reshape(*mask.shape, z.shape[-1]).abs().float()
+            magnitude = magnitude.masked_fill_(~mask.to(z.device)[..., None], 0.0)
+            pooled = torch.bmm(share.to(z.device), magnitude) * self.norms[position].to(z.device)
+            self._check(ffn, passages, torch.isfinite(pooled).flatten(1))
+            found.add(self.starts[position], np.arange(len(passages)), pooled.cpu().numpy())
+
+        with capture(self.model.ffns, pool):
+            backbone(self.model.model)(input_ids=ids, attention_mask=mask.long(), use_cache=False)
+        return found
+
+    def _pool_routed(
+        self, found: BlockFeatures, position: int, z: Routed, share: Tensor, mask: Tensor, passages: Sequence[Passage]
+    ) -> None:
+        """Add up what each expert did for the tokens that were sent to it: share is (passages, regions, tokens)."""
+        tokens = share.shape[-1]
+        by_token = share.transpose(1, 2).reshape(-1, share.shape[1])
+        real = mask.to(share.device).reshape(-1)
+        norms = self.norms[position].reshape(z.ffn.experts, z.ffn.expert_width)
+        for piece in z.pieces():
+            keep = real[piece.rows]
+            if not bool(keep.any()):
+                continue
+            rows = piece.rows[keep]
+            magnitude = (piece.z[keep].float() * piece.weight[keep].float()[:, None]).abs()
+            there, inverse = torch.unique(rows // tokens, return_inverse=True)
+            # One row a passage and region, so that a single product sums over its tokens.
+            sums = share.new_zeros(len(there), share.shape[1], len(rows))
+            sums[inverse, :, torch.arange(len(rows), device=rows.device)] = by_token[rows]
+            pooled = torch.matmul(sums, magnitude) * norms[piece.expert].to(magnitude.device)
+            self._check(z.ffn, [passages[i] for i in there.tolist()], torch.isfinite(pooled).flatten(1))
+            start = self.starts[position] + piece.expert * z.ffn.expert_width
+            found.add(start, there.cpu().numpy(), pooled.cpu().numpy())
+
+    def _check(self, ffn: FFN, passages: Sequence[Passage], finite: Tensor) -> None:
+        good = finite.all(dim=-1)
+        if not bool(good.all()):
+            culprit = passages[int((~good).nonzero()[0, 0])].name
             raise NumericError(
                 f"NaN or infinite activation in layer {ffn.layer} on example {culprit!r}.",
                 "Load the model with --dtype float32, or leave that question out.",
             )
-        batch.out[:, :, self.starts[position] : self.starts[position + 1]] = pooled.cpu()
 
     def _pack(self, passages: Sequence[Passage]) -> tuple[Tensor, Tensor, Tensor]:
         """Right-padded ids, attention mask and averaging weights (passages, regions, tokens)."""

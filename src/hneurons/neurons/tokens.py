@@ -9,10 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hneurons.models.ffn import FFN
 from hneurons.models.load import StudyModel
+from hneurons.models.parts import FFN
+from hneurons.models.weights import norms as vector_norms
+from hneurons.neurons.capture import Routed, capture
 from hneurons.neurons.card import Card
-from hneurons.neurons.cett import Passage, backbone, capture
+from hneurons.neurons.cett import Passage, backbone
 
 
 def token_scores(model: StudyModel, card: Card, passage: Passage) -> NDArray[np.float64]:
@@ -21,28 +23,44 @@ def token_scores(model: StudyModel, card: Card, passage: Passage) -> NDArray[np.
     Only the card's neurons are computed: gathered from z before anything is multiplied.
     """
     card.check_fits(model.describe())
-    by_layer: dict[int, list[int]] = {}
-    for position, neuron in enumerate(card.neurons):
-        by_layer.setdefault(neuron.layer, []).append(position)
+    parts = _by_part(model, card)
     total = torch.full((len(passage.ids),), card.probe.intercept, dtype=torch.float64)
 
-    def add(position: int, ffn: FFN, z: Tensor, h: Tensor) -> None:
-        entries = [card.neurons[i] for i in by_layer.get(position, [])]
-        if not entries:
+    def add(position: int, ffn: FFN, z: Tensor | Routed, h: Tensor) -> None:
+        if position not in parts:
             return
-        # Some models (OPT) flatten batch and tokens into one axis before the FFN.
-        z, h = z.reshape(1, len(passage.ids), -1), h.reshape(1, len(passage.ids), -1)
-        index = torch.tensor([entry.index for entry in entries], device=z.device)
-        weight = torch.tensor([entry.weight for entry in entries], dtype=torch.float64)
-        norms = torch.linalg.vector_norm(ffn.weight()[:, index].detach().float(), dim=0)
-        size = torch.linalg.vector_norm(h[0].float(), dim=-1, keepdim=True)
-        share = torch.where(size > 0, z[0, :, index].abs().float() * norms / size, 0.0)
-        total.add_(share.double().cpu() @ weight)
+        index, weight = parts[position]
+        norms = vector_norms(ffn.columns(index), dim=0)
+        size = vector_norms(h.reshape(-1, h.shape[-1]), dim=-1)
+        share = torch.where(size > 0, 1 / size, 0.0).double().cpu()
+        if not isinstance(z, Routed):
+            magnitude = z.reshape(-1, z.shape[-1])[:, index.to(z.device)].abs().float() * norms.to(z.device)
+            total.add_(share * (magnitude.double().cpu() @ weight))
+            return
+        expert = index // z.ffn.expert_width
+        for piece in z.pieces(set(expert.tolist())):
+            mine = expert == piece.expert
+            own = index[mine] - piece.expert * z.ffn.expert_width
+            magnitude = (piece.z[:, own.to(piece.z.device)].float() * piece.weight.float()[:, None]).abs()
+            magnitude = magnitude.double().cpu() * norms[mine.to(norms.device)].double().cpu()
+            rows = piece.rows.cpu()
+            total.index_add_(0, rows, share[rows] * (magnitude @ weight[mine]))
 
     ids = torch.tensor([passage.ids], device=model.device)
     with capture(model.ffns, add), torch.inference_mode():
         backbone(model.model)(input_ids=ids, use_cache=False)
     return total[passage.prompt_tokens :].numpy()
+
+
+def _by_part(model: StudyModel, card: Card) -> dict[int, tuple[Tensor, Tensor]]:
+    """Columns inside each FFN and their weights, by the FFN's position."""
+    columns, weights = card.columns, card.weights
+    parts: dict[int, tuple[Tensor, Tensor]] = {}
+    for position, (start, ffn) in enumerate(zip(model.columns_of_parts, model.ffns, strict=True)):
+        mine = (columns >= start) & (columns < start + ffn.width)
+        if mine.any():
+            parts[position] = (torch.from_numpy(columns[mine] - start), torch.from_numpy(weights[mine]))
+    return parts
 
 
 def showcase_rows(risks: Sequence[float], labels: Sequence[str], each: int) -> list[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from hneurons.answers.spans import RuleSpanFinder, SpanFinder
 from hneurons.answers.text import span_text, token_offsets
 from hneurons.errors import TooFewExamplesError
 from hneurons.models.load import StudyModel, as_study_model
+from hneurons.neurons.blockstore import BlockStore, feature_store
 from hneurons.neurons.card import Card
 from hneurons.neurons.cett import Passage, PooledExtractor, batches
 from hneurons.neurons.choose import TrainingData, calibrate, choose_probe
@@ -208,17 +210,19 @@ class _Identify:
         """features/: mean contribution of every neuron over each region of each example."""
         examples = self._examples()
         passages = [passage_of(self.model, example) for example in examples]
-        store = FeatureStore(self.folder / "features", len(examples), self.model.neurons)
+        store = self._store(len(examples))
         written = store.written()
-        extractor = PooledExtractor(self.model)
+        extractor = PooledExtractor(self.model, store.regions)
         plan = batches([len(passage.ids) for passage in passages], self.settings.batch_tokens)
         with self.progress.bar("Measuring contributions", len(examples)) as tick:
             left = [rows for rows in plan if not written.issuperset(rows)]
             tick(len(examples) - sum(len(rows) for rows in left))
-            for rows, found in zip(
-                left, extractor.many([[passages[row] for row in rows] for rows in left]), strict=True
-            ):
-                store.write(rows, found)
+            features = extractor.many([[passages[row] for row in rows] for rows in left])
+            for rows, found in zip(left, features, strict=True):
+                if isinstance(store, BlockStore):
+                    store.write(rows, found)
+                else:
+                    store.write(rows, found.dense())
                 tick(len(rows))
 
     def fit(self) -> None:
@@ -244,12 +248,12 @@ class _Identify:
         fit = choice.fit
         calibration = calibrate(fit.score(validation.answer), validation.hallucinated)
         described = self.model.describe()
-        starts = np.concatenate([[0], np.cumsum(self.model.widths)])
-        layers = np.searchsorted(starts, fit.support, side="right") - 1
         card = Card.model_validate(
             {
                 "model": {
-                    key: described[key] for key in ("id", "revision", "architecture", "layers", "width", "neurons")
+                    key: described[key]
+                    for key in ("id", "revision", "architecture", "layers", "width", "neurons", "experts", "shared")
+                    if key in described
                 },
                 "probe": {
                     "labelling": self.settings.labelling,
@@ -260,8 +264,8 @@ class _Identify:
                     "calibration": calibration,
                 },
                 "neurons": [
-                    {"layer": int(layer), "index": int(column - starts[layer]), "weight": float(weight)}
-                    for layer, column, weight in zip(layers, fit.support, fit.weights, strict=True)
+                    {**asdict(neuron), "weight": float(weight)}
+                    for neuron, weight in zip(self.model.layout.ids(fit.support), fit.weights, strict=True)
                 ],
                 "provenance": {
                     "package": self.folder.manifest["package"]["version"],
@@ -305,9 +309,16 @@ class _Identify:
     def _examples(self) -> list[Example]:
         return [example_from_json(row) for row in self.folder.journal("examples.jsonl").read()]
 
-    def _rows(self, split: str) -> tuple[list[Example], list[int], FeatureStore]:
+    def _store(self, rows: int) -> FeatureStore | BlockStore:
+        regions: tuple[Region, ...] = tuple(Region)
+        if any(self.model.layout.experts):
+            # Features of many experts are large: only the regions that the probe reads.
+            regions = (Region.ANSWER, Region.OTHER, *((Region.PROMPT,) if self.settings.other == "all" else ()))
+        return feature_store(self.folder / "features", rows, self.model.layout, regions)
+
+    def _rows(self, split: str) -> tuple[list[Example], list[int], FeatureStore | BlockStore]:
         examples = self._examples()
-        store = FeatureStore(self.folder / "features", len(examples), self.model.neurons)
+        store = self._store(len(examples))
         rows = [row for row, example in enumerate(examples) if example.split == split]
         return [examples[row] for row in rows], rows, store
 

@@ -1,0 +1,128 @@
+"""See z and h of every feed-forward layer in a forward pass, dense or mixture of experts."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from hneurons.models.moe import Call, Piece, RoutedFFN, part_weights
+from hneurons.models.parts import FFN
+from hneurons.models.routing import probing
+from hneurons.neurons.scaling import factors
+
+
+@dataclass(frozen=True)
+class Routed:
+    """z of routed experts, for the tokens that were sent to them only."""
+
+    ffn: RoutedFFN
+    call: Call
+    shape: tuple[int, ...]
+    """(batch, tokens), or (batch * tokens,) where the model lays them out so."""
+
+    def pieces(self, only: Collection[int] | None = None) -> Iterator[Piece]:
+        """What each expert did, computed as it is asked for; `only` some experts if given."""
+        for piece in self.ffn.pieces(self.call, only):
+            factor = factors(self.ffn.down, piece.expert, piece.rows, len(self.call.hidden), self.ffn.expert_width)
+            yield piece if factor is None else replace(piece, z=(piece.z * factor).to(piece.z.dtype))
+
+
+Capture = Callable[[int, FFN, Tensor | Routed, Tensor], None]
+"""Called with (position of the FFN, the FFN, z, h (batch, tokens, hidden)).
+
+z is (batch, tokens, width), or a `Routed` for routed experts. The z of a shared expert with a gate holds the gate. h is
+the output of the whole layer. Models that lay batch and tokens out in one dimension have z and h so, too."""
+
+
+@contextmanager
+def capture(ffns: Sequence[FFN], callback: Capture) -> Generator[None]:
+    """Call `callback` with z and h of every FFN in each forward pass inside the block; hooks always come off."""
+    with ExitStack() as stack:
+        groups: dict[tuple[int, ...], _Mixture] = {}
+        for position, ffn in enumerate(ffns):
+            if ffn.block is None:
+                handle = ffn.down.register_forward_hook(_dense_hook(position, ffn, callback))
+                stack.callback(handle.remove)
+            else:
+                key = tuple(id(block) for block in ffn.blocks)
+                groups.setdefault(key, _Mixture(ffn.blocks, callback)).parts.append((position, ffn))
+        for group in groups.values():
+            group.attach(stack)
+        yield
+
+
+def _dense_hook(position: int, ffn: FFN, callback: Capture) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+    owner = threading.get_ident()
+
+    def see(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        # Several workers may run the model at once: each sees its own forward passes only.
+        if threading.get_ident() == owner:
+            callback(position, ffn, inputs[0], output[0] if isinstance(output, tuple) else output)
+
+    return see
+
+
+class _Mixture:
+    """The parts of one layer whose outputs add up to h, seen together once all have run."""
+
+    def __init__(self, blocks: tuple[nn.Module, ...], callback: Capture) -> None:
+        self.blocks = blocks
+        self.callback = callback
+        self.parts: list[tuple[int, FFN]] = []
+        self._inputs: dict[int, tuple[Any, ...]] = {}
+        self._calls: dict[int, tuple[tuple[Any, ...], dict[str, Any], Tensor]] = {}
+
+    def attach(self, stack: ExitStack) -> None:
+        """Register the hooks; `stack` takes them off."""
+        for position, ffn in self.parts:
+            module = ffn.recorded if isinstance(ffn, RoutedFFN) else ffn.down
+            if module is not None:
+                handle = module.register_forward_hook(self._record(position), with_kwargs=True)
+                stack.callback(handle.remove)
+        for number, block in enumerate(self.blocks):
+            handle = block.register_forward_hook(self._finish(number), with_kwargs=True)
+            stack.callback(handle.remove)
+
+    def _record(self, position: int) -> Callable[..., None]:
+        def see(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any], __: Any) -> None:
+            if not probing():
+                self._inputs[position] = (*args, *named.values())
+
+        return see
+
+    def _finish(self, number: int) -> Callable[..., None]:
+        def see(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+            if probing():
+                return
+            self._calls[number] = (args, named, output[0] if isinstance(output, tuple) else output)
+            if len(self._calls) == len(self.blocks):
+                calls, inputs = self._calls, self._inputs
+                self._calls, self._inputs = {}, {}
+                self._hand_over(calls, inputs)
+
+        return see
+
+    def _hand_over(
+        self, calls: dict[int, tuple[tuple[Any, ...], dict[str, Any], Tensor]], inputs: dict[int, tuple[Any, ...]]
+    ) -> None:
+        shape = Call(calls[0][:2]).shape
+        h = sum(output.reshape(*shape, output.shape[-1]) for *_, output in calls.values())
+        assert isinstance(h, Tensor)
+        for number, block in enumerate(self.blocks):
+            own = [(position, ffn) for position, ffn in self.parts if ffn.block is block]
+            args, named, _ = calls[number]
+            weights = part_weights([ffn for _, ffn in own], (args, named))
+            for position, ffn in own:
+                weight = weights.get(ffn.path)
+                if isinstance(ffn, RoutedFFN):
+                    call = Call((args, named), inputs.get(position, ()), weight)
+                    self.callback(position, ffn, Routed(ffn, call, shape), h)
+                    continue
+                z: Tensor = inputs[position][0]
+                z = z if weight is None else z.reshape(len(weight), -1) * weight[:, None]
+                self.callback(position, ffn, z.reshape(*shape, z.shape[-1]), h)

@@ -1,0 +1,198 @@
+"""`scale`: exact, undone, nestable, one alpha a row, dense and mixture alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import architectures
+import brute
+import tiny
+from hneurons.errors import CardError, HNeuronsError, UsageError
+from hneurons.models.ffn import find_ffns
+from hneurons.models.load import StudyModel
+from hneurons.neurons.capture import capture
+from hneurons.neurons.card import Card
+from hneurons.neurons.rebuild import rebuild
+from hneurons.neurons.scaling import scale
+from hneurons.types import NeuronId
+
+KINDS = ["LlamaForCausalLM", "GPT2LMHeadModel", "OPTForCausalLM", "Qwen2MoeForCausalLM", "Llama4ForCausalLM",
+         "GraniteMoeSharedForCausalLM", "GptOssForCausalLM"]  # fmt: skip
+MODELS: dict[str, StudyModel] = {}
+
+
+def study(name: str) -> StudyModel:
+    if name not in MODELS:
+        made = architectures.network(next(row for row in architectures.ROWS if row.architecture == name))
+        MODELS[name] = StudyModel(name, "object", made, tiny.tokenizer(), None, find_ffns(made))
+    return MODELS[name]
+
+
+def some(model: StudyModel, step: int = 5) -> list[NeuronId]:
+    return model.layout.ids(range(0, model.neurons, step))
+
+
+def logits(model: StudyModel, rows: int = 1) -> Tensor:
+    ids = torch.tensor([brute.passages()[1].ids]).repeat(rows, 1)
+    with torch.no_grad():
+        return model.model(ids).logits
+
+
+def state(model: StudyModel) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
+
+
+def hooks(model: StudyModel) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.model.modules())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_alpha_one_is_bit_identical_and_sets_no_hook(kind: str):
+    model = study(kind)
+    before, count = logits(model), hooks(model)
+    for alpha in (1, 1.0, torch.tensor([1.0])):
+        with scale(model, some(model), alpha):
+            assert hooks(model) == count
+            assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_model_is_bit_identical_afterwards(kind: str):
+    model = study(kind)
+    before, weights, count = logits(model), state(model), hooks(model)
+    with scale(model, some(model), 0.0):
+        assert not torch.equal(logits(model), before)
+    with pytest.raises(KeyError), scale(model, some(model), 2.0):
+        {}["raised inside the block"]
+    assert hooks(model) == count
+    assert torch.equal(logits(model), before)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_row_has_its_own_alpha(kind: str):
+    model = study(kind)
+    together = logits(model, 4)
+    alphas = torch.tensor([1.0, 0.0, 2.5, 1.0])
+    with scale(model, some(model), alphas):
+        scaled = logits(model, 4)
+    # Bit-identical also beside rows that are scaled.
+    assert torch.equal(scaled[0], together[0])
+    assert torch.equal(scaled[3], together[3])
+    for row in (1, 2):
+        with scale(model, some(model), float(alphas[row])):
+            torch.testing.assert_close(scaled[row], logits(model)[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_inside_blocks_multiply(kind: str):
+    model = study(kind)
+    few, more = some(model, 10), some(model, 5)
+    with scale(model, more, 0.5), scale(model, few, 3.0):
+        nested = logits(model)
+    rest = [neuron for neuron in more if neuron not in few]
+    with brute.edited(model.model, model, few, 1.5), brute.edited(model.model, model, rest, 0.5):
+        torch.testing.assert_close(nested, logits(model), rtol=1e-4, atol=1e-4)
+    before = logits(model)
+    with scale(model, few, 2.0), scale(model, few, 0.5):
+        torch.testing.assert_close(logits(model), before, rtol=1e-5, atol=1e-5)
+
+
+@given(first=st.floats(0, 4), second=st.floats(0, 4), kind=st.sampled_from(KINDS))
+def test_two_blocks_are_one_with_the_product(first: float, second: float, kind: str):
+    model = study(kind)
+    with scale(model, some(model, 11), first), scale(model, some(model, 11), second):
+        nested = logits(model)
+    with scale(model, some(model, 11), first * second):
+        torch.testing.assert_close(nested, logits(model), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["LlamaForCausalLM", "Qwen2MoeForCausalLM", "Llama4ForCausalLM"])
+@pytest.mark.parametrize("first", ["scale", "capture"])
+def test_what_is_measured_inside_is_the_scaled_model(kind: str, first: str):
+    model = study(kind)
+    sums: dict[int, Tensor] = {}
+    outputs: dict[int, Tensor] = {}
+    ids = torch.tensor([brute.passages()[1].ids])
+
+    def see(_: int, ffn: Any, z: Any, h: Tensor) -> None:
+        made = rebuild(ffn, z, torch.arange(ids.shape[1]))
+        sums[ffn.layer] = sums.get(ffn.layer, torch.zeros_like(made)) + made
+        outputs[ffn.layer] = h.reshape(made.shape).clone()
+
+    contexts = [scale(model, some(model), 0.25), capture(model.ffns, see)]
+    outer, inner = contexts if first == "scale" else contexts[::-1]
+    with outer, inner, torch.no_grad():
+        model.model(ids)
+    for layer, output in outputs.items():
+        torch.testing.assert_close(sums[layer], output, rtol=1e-4, atol=1e-4)
+
+
+def test_a_card_scales_its_h_neurons_only():
+    model = study("LlamaForCausalLM")
+    described = model.describe()
+    probe = {"labelling": "1-vs-1", "other": "response", "C": 1.0, "solver": "exact", "intercept": 0.0,
+             "calibration": {"slope": 1.0, "offset": 0.0, "n": 9}}  # fmt: skip
+    neurons = [{"layer": 0, "index": 3, "weight": 2.0}, {"layer": 1, "index": 7, "weight": -1.0}]
+    keys = ("id", "architecture", "layers", "width", "neurons")
+    card = Card.model_validate({"model": {k: described[k] for k in keys}, "probe": probe, "neurons": neurons})
+    with scale(model, card, 0.0):
+        scaled = logits(model)
+    with scale((model.model, model.tokenizer), [NeuronId(0, None, 3)], 0.0):
+        assert torch.equal(scaled, logits(model))
+    with scale(model, card.h_neurons, 0.0):
+        assert torch.equal(scaled, logits(model))
+    with pytest.raises(CardError), scale(study("GPT2LMHeadModel"), card, 0.0):
+        pass
+
+
+@pytest.mark.parametrize(
+    "alpha", [-0.1, 100.5, float("nan"), float("inf"), torch.tensor([1.0, -1.0]), torch.ones(2, 2), torch.ones(0)]
+)
+def test_a_bad_alpha_is_refused(alpha: Any):
+    model = study("LlamaForCausalLM")
+    with pytest.raises(UsageError) as caught, scale(model, some(model), alpha):
+        pass
+    assert "alpha" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "neuron", [NeuronId(0, None, 24), NeuronId(2, None, 0), NeuronId(0, 0, 0), NeuronId(-1, None, 0)]
+)
+def test_a_neuron_that_is_not_there_is_refused(neuron: NeuronId):
+    with pytest.raises(UsageError, match="no neuron"), scale(study("LlamaForCausalLM"), [neuron], 0.0):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["LlamaForCausalLM", "Qwen2MoeForCausalLM"])
+def test_as_many_alphas_as_rows_are_needed(kind: str):
+    model = study(kind)
+    with scale(model, some(model), torch.tensor([0.0, 1.0])), pytest.raises(HNeuronsError, match="alpha has 2"):
+        logits(model, 4)
+
+
+def test_no_neurons_is_nothing():
+    model = study("LlamaForCausalLM")
+    before = logits(model)
+    with scale(model, [], 0.0):
+        assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["LlamaForCausalLM", "Qwen2MoeForCausalLM"])
+def test_the_narrow_types_keep_their_type(kind: str, dtype: torch.dtype):
+    made = architectures.network(next(r for r in architectures.ROWS if r.architecture == kind), dtype)
+    model = StudyModel(kind, "object", made, tiny.tokenizer(), None, find_ffns(made))
+    before = logits(model, 2)
+    with scale(model, some(model), torch.tensor([1.0, 0.0])):
+        scaled = logits(model, 2)
+    assert scaled.dtype is dtype
+    assert torch.equal(scaled[0], before[0])
+    assert not torch.equal(scaled[1], before[1])
