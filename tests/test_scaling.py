@@ -162,7 +162,9 @@ def test_a_bad_alpha_is_refused(alpha: Any):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("neuron", [NeuronId(0, None, 24), NeuronId(2, None, 0), NeuronId(0, 0, 0), NeuronId(-1, None, 0)])
+@pytest.mark.parametrize(
+    "neuron", [NeuronId(0, None, 24), NeuronId(2, None, 0), NeuronId(0, 0, 0), NeuronId(-1, None, 0)]
+)
 def test_a_neuron_that_is_not_there_is_refused(neuron: NeuronId):
     with pytest.raises(UsageError, match="no neuron"), scale(study("LlamaForCausalLM"), [neuron], 0.0):
         pass

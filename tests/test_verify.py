@@ -38,7 +38,9 @@ def failed(result: Verification) -> list[str]:
 ADDS_UP, SCALING, UNCHANGED, SAMPLING = NAMES.values()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["float32", "bfloat16", "float16"]
+)
 @pytest.mark.parametrize("row", SUPPORTED, ids=lambda row: row.architecture)
 def test_every_architecture_is_certified(row: Row, dtype: torch.dtype):
     result = verify(study(row, dtype))
