@@ -265,7 +265,8 @@ def _dtype(dtype: str, device: str) -> Any:
 
 def _explain(name: str, source: str, error: Exception) -> Exception:
     text = " ".join(str(error).split())[:300]
-    if "trust_remote_code" in text:
+    # `text` is cut; an older or newer transformers words it otherwise.
+    if "trust_remote_code" in str(error) or "custom code" in str(error):
         return UnsupportedModelError(
             f"{name} needs Python code of its own.", "If you trust its source, add --trust-remote-code."
         )

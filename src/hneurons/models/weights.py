@@ -16,8 +16,9 @@ from hneurons.errors import UnsupportedModelError
 @contextmanager
 def onloaded(module: nn.Module) -> Generator[None]:
     """Bring back the parameters that accelerate keeps in CPU memory or on disk, for the time of the block."""
-    if getattr(module, "_hf_hook", None) is None:
-        yield
+    away = any(parameter.device.type == "meta" for parameter in module.parameters(recurse=False))
+    if not away or getattr(module, "_hf_hook", None) is None:
+        yield  # also inside another such block, whose end would come too early
         return
     from accelerate.utils.modeling import align_module_device
 
@@ -60,6 +61,15 @@ def linear_weight(module: nn.Module) -> Tensor:
         return weight.detach() if plain else _by_probing(module, shape)
 
 
+def is_quantised(module: nn.Module) -> bool:
+    """Whether a linear map stores its weight in fewer bits than it computes with."""
+    weight: Any = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        return True
+    own = getattr(type(weight), "dequantize", Tensor.dequantize) is not Tensor.dequantize
+    return own or not weight.is_floating_point()
+
+
 def linear_bias(module: nn.Module) -> Tensor | None:
     """The bias of a linear map, or None."""
     with onloaded(module):
@@ -83,11 +93,12 @@ def _by_probing(module: nn.Module, shape: tuple[int, int]) -> Tensor:
     dtype = torch.float32 if weight.device.type == "cpu" else torch.float16
     columns: list[Tensor] = []
     try:
-        zero = module(torch.zeros(1, inputs, dtype=dtype, device=weight.device))
+        # Not module(...): hooks that look at the model's own passes must not see these.
+        zero = module.forward(torch.zeros(1, inputs, dtype=dtype, device=weight.device))
         for start in range(0, inputs, 1024):
             unit = torch.zeros(min(1024, inputs - start), inputs, dtype=dtype, device=weight.device)
             unit[torch.arange(len(unit)), torch.arange(start, start + len(unit))] = 1
-            columns.append((module(unit).float() - zero.float()).T)
+            columns.append((module.forward(unit).float() - zero.float()).T)
     except (RuntimeError, TypeError, ValueError) as error:
         raise UnsupportedModelError(
             f"Can't read the quantised weight of a {type(module).__name__} ({' '.join(str(error).split())[:120]}).",
