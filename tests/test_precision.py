@@ -87,7 +87,6 @@ def test_offloaded_weights_are_away_again_afterwards(tmp_path: Path):
 
 
 def test_a_model_spread_over_memory_and_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    pytest.importorskip("accelerate")
     folder = tiny.save(tmp_path / "model")
     # As on a machine whose memory holds a part of the model only.
     real = load._placement
@@ -100,13 +99,6 @@ def test_a_model_spread_over_memory_and_disk(tmp_path: Path, monkeypatch: pytest
     batch = brute.passages(vocabulary=330)
     np.testing.assert_allclose(PooledExtractor(spread)(batch), PooledExtractor(whole)(batch), rtol=1e-6, atol=1e-8)
     assert verify(spread).passed
-
-
-def test_spread_without_accelerate_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    tiny.save(tmp_path / "model")
-    monkeypatch.setattr(load, "find_spec", lambda _: None)
-    with pytest.raises(HNeuronsError, match=r"hneurons\[spread\]"):
-        load_model(tmp_path / "model", device="spread")
 
 
 # -- narrow types -------------------------------------------------------------------------------------
@@ -282,7 +274,10 @@ def test_a_folder_without_weights(tmp_path: Path):
 def test_a_model_of_its_own_code_is_not_run_unasked(tmp_path: Path):
     tiny.save(tmp_path / "model")
     config = (tmp_path / "model" / "config.json").read_text()
-    config = config.replace('"model_type": "llama"', '"model_type": "mine", "auto_map": {"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"}')  # fmt: skip
+    config = config.replace(
+        '"model_type": "llama"',
+        '"model_type": "mine", "auto_map": {"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"}',
+    )
     (tmp_path / "model" / "config.json").write_text(config)
     (tmp_path / "model" / "mine.py").write_text("raise SystemExit('ran')\n")
     assert "--trust-remote-code" in refused(tmp_path / "model")
@@ -295,9 +290,13 @@ def test_a_model_of_its_own_code_is_not_run_unasked(tmp_path: Path):
         ("ModernBertForMaskedLM", {"intermediate_size": 48}, "ModernBertForMaskedLM"),
         ("BertLMHeadModel", {"intermediate_size": 48}, "encoder"),
         ("LlamaForSequenceClassification", {"intermediate_size": 48}, "LlamaForSequenceClassification"),
-        ("T5ForConditionalGeneration", {"d_model": 32, "num_layers": 2, "num_heads": 4, "d_ff": 48, "d_kv": 8}, "encoder-decoder"),
+        (
+            "T5ForConditionalGeneration",
+            {"d_model": 32, "num_layers": 2, "num_heads": 4, "d_ff": 48, "d_kv": 8},
+            "encoder-decoder",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_decoder_is_refused_by_name(tmp_path: Path, name: str, options: dict[str, Any], says: str):
     sizes = {"vocab_size": 330, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
     kind = getattr(hf, name).config_class
@@ -308,7 +307,16 @@ def test_what_is_no_decoder_is_refused_by_name(tmp_path: Path, name: str, option
     assert says in refused(tmp_path / "model")
 
 
-@pytest.mark.parametrize("name", ["Gemma3ForConditionalGeneration", "Mistral3ForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration", "Llama4ForConditionalGeneration"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Gemma3ForConditionalGeneration",
+        "Mistral3ForConditionalGeneration",
+        "Qwen2_5_VLForConditionalGeneration",
+        "Qwen3VLForConditionalGeneration",
+        "Llama4ForConditionalGeneration",
+    ],
+)
 def test_vision_language_models_load_from_a_folder(tmp_path: Path, name: str):
     made = network(name)
     made.save_pretrained(tmp_path / "model")
