@@ -79,12 +79,14 @@ def identify_settings(**values: Any) -> IdentifySettings:
 
 def demo_settings(limit: int | None = None) -> IdentifySettings:
     """Settings of `hneurons demo`: cooler and shorter than the paper's, since the demo model is very small."""
+    asked = limit or DEMO_QUESTIONS
     return IdentifySettings(
         temperature=DEMO_TEMPERATURE,
         max_new_tokens=32,
-        limit=limit or DEMO_QUESTIONS,
+        limit=asked,
         per_class=DEMO_PER_CLASS,
         chunk=128,
+        folds=5 if asked >= 500 else 3,
     )
 
 
