@@ -95,6 +95,6 @@ DEMO_TOKENS = 24
 DEMO_QUESTIONS = 1400
 DEMO_PER_CLASS = 200
 DEMO_NOTE = (
-    f"The demo samples at temperature {DEMO_TEMPERATURE} and at most {DEMO_TOKENS} tokens instead of the paper's 1.0 and 50: at "
-    "1.0 a model of 135 million parameters answers hardly any question right ten times out of ten."
+    f"The demo samples at temperature {DEMO_TEMPERATURE} and at most {DEMO_TOKENS} tokens instead of the paper's 1.0 "
+    "and 50: at 1.0 a model of 135 million parameters answers hardly any question right ten times out of ten."
 )
