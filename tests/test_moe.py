@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,8 @@ def listed(kind: type[ListedBlock] = ListedBlock, **options: Any) -> StudyModel:
     return StudyModel("listed", "object", made, tiny.tokenizer(), None, find_ffns(made))
 
 
-def row(name: str) -> architectures.Row:
-    return next(row for row in architectures.ROWS if row.architecture == name)
-
-
 def study(name: str) -> StudyModel:
-    made = architectures.network(row(name))
+    made = architectures.network(architectures.row(name))
     return StudyModel(name, "object", made, tiny.tokenizer(), None, find_ffns(made))
 
 
@@ -110,7 +107,7 @@ def test_a_list_of_experts_equals_brute_force(options: dict[str, Any]):
     count = options.get("experts", EXPERTS)
     own = WIDTH if options.get("shared", True) else 0
     assert model.widths == [own + count * WIDTH] * 3
-    truth = architectures.Row("listed", lambda: None, ("model.layers.{}.mlp",), tuple(model.widths))
+    truth = architectures.Row("listed", "", blocks=("model.layers.{}.mlp",), widths=tuple(model.widths))
     passage = brute.passages(vocabulary=330)[1]
     features = PooledExtractor(model)([passage])[0]
     shares = brute.contributions(model, truth, passage)
@@ -280,8 +277,8 @@ def test_a_cut_block_file_is_found(tmp_path: Path):
 def test_storage_grows_with_the_experts_reached_and_not_with_all(tmp_path: Path):
     sizes: list[int] = []
     for experts in (16, 64):
-        network = architectures.config("Qwen3MoeConfig", num_experts=experts, head_dim=8, **architectures.ROUTED)
-        made = architectures.network(architectures.Row("Qwen3MoeForCausalLM", network))
+        qwen = architectures.row("Qwen3MoeForCausalLM")
+        made = architectures.network(replace(qwen, values={**qwen.values, "num_experts": experts}))
         model = StudyModel("qwen", "object", made, tiny.tokenizer(), None, find_ffns(made))
         store = BlockStore(tmp_path / str(experts), 3, model.layout, [Region.ANSWER])
         store.write(range(3), PooledExtractor(model, [Region.ANSWER]).blocks(brute.passages()))
