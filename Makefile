@@ -13,11 +13,12 @@ help:  ## Show this
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hneurons needs Python 3.11 or newer, this is " + sys.version)'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --constraint constraints.txt --retries 1 --extra-index-url $(TORCH_INDEX) torch
-	$(PIP) install --quiet --constraint constraints.txt --editable . --group dev
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hneurons needs Python 3.11 or newer, this is " + sys.version)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing pinned dependencies into $(VENV)"
+	@$(PIP) install -qq --constraint constraints.txt --no-deps --retries 0 --extra-index-url $(TORCH_INDEX) torch
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
 
 install: $(VENV)/.installed  ## Make .venv with pinned dependencies
 

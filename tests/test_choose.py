@@ -89,7 +89,7 @@ def test_taking_rows(other: Any):
 def test_planted_neurons_are_found(other: bool):
     train, chosen = world(0, other=other)
     validation, _ = world(1, n=100)
-    choice = choose_probe(train, validation, small(labelling="3-vs-1" if other else "1-vs-1"))
+    choice = choose_probe(train, validation, IdentifySettings(labelling="3-vs-1" if other else "1-vs-1"))
     found = set(choice.fit.support[choice.fit.weights > 0].tolist())
     right = len(found & set(chosen))
     assert right / len(found) >= 0.9
@@ -269,7 +269,7 @@ def test_too_few_groups_for_the_folds(groups: int):
     train, _ = world(10, n=60, neurons=30)
     names = np.where(train.hallucinated, 0, 1 + np.arange(60) % (groups - 1)).astype(str)
     few = TrainingData(train.answer, train.other, train.has_other, train.hallucinated, names)
-    with pytest.raises(TooFewExamplesError, match="one class|Only 2 groups"):
+    with pytest.raises(TooFewExamplesError, match=r"one class|Only 2 groups"):
         choose_probe(few, train, small())
 
 

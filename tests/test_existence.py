@@ -130,7 +130,7 @@ def test_planted_neurons_are_supported():
     result, found = study(world(0, shift=1.0))
     assert found["verdict"] == "supported"
     assert found["sentence"].startswith(f"Supported: {result['h_neurons']['count']} H-Neurons")
-    assert passed(found) == [True, True, True]
+    assert passed(found) == [True, True, True, True]
     assert result["h_neurons"]["auroc"]["value"] > 0.9
     assert result["h_neurons"]["accuracy"]["value"] > 0.8
     assert result["random"]["uniform"]["mean_auroc"] < 0.65
@@ -159,13 +159,13 @@ def test_nothing_in_much_data_is_not_supported():
 @pytest.mark.parametrize("seed", range(4))
 def test_neurons_that_measure_length_are_not_supported(seed: int):
     result, found = study(world(seed, length=2.0, n=700), "1-vs-1")
-    assert passed(found)[0]
+    assert passed(found)[:2] == [True, True]
     assert result["h_neurons"]["auroc"]["value"] > 0.75
     assert result["random"]["uniform"]["mean_auroc"] < result["h_neurons"]["auroc"]["value"] - 0.1
     assert result["baselines"]["length"]["auroc"]["value"] > 0.75
-    assert not passed(found)[2]
+    assert not passed(found)[3]
     assert found["verdict"] == "not supported"
-    assert "Not shown: adds to length and log-probability." in found["sentence"]
+    assert "no gain over length and log-probability was seen" in found["sentence"] or not passed(found)[2]
 
 
 def test_neurons_that_add_to_length_are_supported():
@@ -178,7 +178,7 @@ def test_a_signal_that_every_neuron_carries_is_not_supported():
     result, found = study(world(6, everywhere=0.3, n=700), "1-vs-1", max_share=1.0)
     assert result["h_neurons"]["auroc"]["value"] > 0.75
     assert result["random"]["uniform"]["mean_auroc"] > 0.75
-    assert passed(found) == [True, False, True]
+    assert passed(found) == [True, True, False, True]
     assert found["verdict"] == "not supported"
     assert "Not shown: better than as many random neurons." in found["sentence"]
 
@@ -191,7 +191,7 @@ def test_neurons_that_predict_the_opposite_are_not_supported():
     assert result["h_neurons"]["auroc"]["value"] < 0.1
     assert result["h_neurons"]["count"] == 0
     assert found["verdict"] == "not supported"
-    assert not passed(found)[0]
+    assert passed(found)[:2] == [False, False]
 
 
 def test_neurons_of_truth_alone_are_no_h_neurons():
@@ -287,7 +287,7 @@ def test_intervals_are_clustered_by_question():
 def test_a_probe_without_neurons_is_no_better_than_chance():
     result = evaluate(card_of([], []), *world(11), SETTINGS)
     assert result["h_neurons"]["auroc"]["value"] == 0.5
-    assert passed(verdict(result)) == [False, False, False]
+    assert passed(verdict(result)) == [False, False, False, False]
     dumps(result)
 
 
@@ -365,12 +365,13 @@ def numbers(
     gain: Any = (0.05, 0.01, 0.1),
     faithful: int = 100,
     hallucinated: int = 100,
+    count: int = 32,
 ) -> dict[str, Any]:
     return {
         "n": faithful + hallucinated,
         "faithful": faithful,
         "hallucinated": hallucinated,
-        "h_neurons": {"count": 32, "share_per_mille": 0.69, "auroc": interval(*auroc)},
+        "h_neurons": {"count": count, "share_per_mille": 0.69, "auroc": interval(*auroc)},
         "random": {
             "uniform": {"difference": interval(*uniform)},
             "layer_matched": {"difference": interval(*matched)},
@@ -385,23 +386,24 @@ AT_CHANCE, NO_GAIN, UNDEFINED = (0.55, 0.5, 0.6), (0.1, 0.0, 0.2), (None, None, 
 @pytest.mark.parametrize(
     ("changes", "word", "checks"),
     [
-        ({}, "supported", [1, 1, 1]),
-        ({"auroc": AT_CHANCE}, "not supported", [0, 1, 1]),
-        ({"auroc": (0.3, 0.2, 0.4)}, "not supported", [0, 1, 1]),
-        ({"uniform": NO_GAIN}, "not supported", [1, 0, 1]),
-        ({"matched": NO_GAIN}, "not supported", [1, 0, 1]),
-        ({"gain": NO_GAIN}, "not supported", [1, 1, 0]),
-        ({"gain": UNDEFINED}, "not supported", [1, 1, 0]),
-        ({"auroc": AT_CHANCE, "uniform": NO_GAIN, "gain": NO_GAIN}, "not supported", [0, 0, 0]),
+        ({}, "supported", [1, 1, 1, 1]),
+        ({"count": 0}, "not supported", [0, 1, 1, 1]),
+        ({"auroc": AT_CHANCE}, "not supported", [1, 0, 1, 1]),
+        ({"auroc": (0.3, 0.2, 0.4)}, "not supported", [1, 0, 1, 1]),
+        ({"uniform": NO_GAIN}, "not supported", [1, 1, 0, 1]),
+        ({"matched": NO_GAIN}, "not supported", [1, 1, 0, 1]),
+        ({"gain": NO_GAIN}, "not supported", [1, 1, 1, 0]),
+        ({"gain": UNDEFINED}, "not supported", [1, 1, 1, 0]),
+        ({"auroc": AT_CHANCE, "uniform": NO_GAIN, "gain": NO_GAIN}, "not supported", [1, 0, 0, 0]),
         # Too few examples of a class: nothing is said, whatever the numbers.
-        ({"faithful": 20, "hallucinated": 20}, "supported", [1, 1, 1]),
-        ({"faithful": 19}, "too little data", [1, 1, 1]),
-        ({"hallucinated": 19, "faithful": 1000}, "too little data", [1, 1, 1]),
-        ({"hallucinated": 0, "auroc": UNDEFINED}, "too little data", [0, 1, 1]),
+        ({"faithful": 20, "hallucinated": 20}, "supported", [1, 1, 1, 1]),
+        ({"faithful": 19}, "too little data", [1, 1, 1, 1]),
+        ({"hallucinated": 19, "faithful": 1000}, "too little data", [1, 1, 1, 1]),
+        ({"hallucinated": 0, "auroc": UNDEFINED}, "too little data", [1, 0, 1, 1]),
         # A check that fails says something only if an AUROC of 0.65 would have been found.
-        ({"gain": NO_GAIN, "faithful": 59, "hallucinated": 59}, "not supported", [1, 1, 0]),
-        ({"gain": NO_GAIN, "faithful": 58, "hallucinated": 58}, "too little data", [1, 1, 0]),
-        ({"auroc": AT_CHANCE, "faithful": 40, "hallucinated": 90}, "too little data", [0, 1, 1]),
+        ({"gain": NO_GAIN, "faithful": 59, "hallucinated": 59}, "not supported", [1, 1, 1, 0]),
+        ({"gain": NO_GAIN, "faithful": 58, "hallucinated": 58}, "too little data", [1, 1, 1, 0]),
+        ({"auroc": AT_CHANCE, "faithful": 40, "hallucinated": 90}, "too little data", [1, 0, 1, 1]),
     ],
 )
 def test_the_rule(changes: dict[str, Any], word: str, checks: list[int]):
@@ -410,6 +412,7 @@ def test_the_rule(changes: dict[str, Any], word: str, checks: list[int]):
     assert found["verdict"] == word
     assert passed(found) == [bool(check) for check in checks]
     assert [check["name"] for check in found["checks"]] == [
+        "there are H-Neurons",
         "predicts better than chance",
         "better than as many random neurons",
         "adds to length and log-probability",
@@ -418,7 +421,11 @@ def test_the_rule(changes: dict[str, Any], word: str, checks: list[int]):
     assert found["minimum_detectable_auroc"] == pytest.approx(detectable, abs=1e-4)
     assert "\n" not in found["sentence"]
     least = min(result["faithful"], result["hallucinated"])
-    if word != "supported" and least >= 20:
+    if word == "not supported" and passed(found) == [True, True, True, False]:
+        gain = result["increment"]["difference"]
+        assert "no gain over length and log-probability was seen" in found["sentence"]
+        assert ("undefined" if gain["low"] is None else f"[{gain['low']:.3f}, {gain['high']:.3f}]") in found["sentence"]
+    elif word != "supported" and least >= 20:
         assert f"{detectable:.2f}" in found["sentence"]
         for check in found["checks"]:
             assert (check["name"] in found["sentence"]) == (not check["passed"])

@@ -90,9 +90,7 @@ def test_normalise(text: str, tokens: str):
 @given(st.integers(0, 999_999_999))
 def test_number_words_become_digits(number: int):
     assert normalise(num2words(number).replace(",", "")) == (str(number),)
-    assert normalise(num2words(number, to="ordinal").replace(",", "")) == (
-        num2words(number, to="ordinal_num"),
-    )
+    assert normalise(num2words(number, to="ordinal").replace(",", "")) == (num2words(number, to="ordinal_num"),)
 
 
 PIECES = """a an the one two twenty hundred thousand million first and of no vitamin is 5 5.0 1,500 $5 5km C++

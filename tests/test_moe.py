@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import architectures
 import brute
 import tiny
+from hneurons import parallel
 from hneurons.errors import RunError, UnsupportedModelError
 from hneurons.layout import Layout
 from hneurons.models.experts import ListedFFN
@@ -281,7 +282,7 @@ def test_storage_grows_with_the_experts_reached_and_not_with_all(tmp_path: Path)
         made = architectures.network(replace(qwen, values={**qwen.values, "num_experts": experts}))
         model = StudyModel("qwen", "object", made, tiny.tokenizer(), None, find_ffns(made))
         store = BlockStore(tmp_path / str(experts), 3, model.layout, [Region.ANSWER])
-        store.write(range(3), PooledExtractor(model, [Region.ANSWER]).blocks(brute.passages()))
+        store.write(range(3), next(PooledExtractor(model, [Region.ANSWER]).many([brute.passages()])))
         sizes.append((tmp_path / str(experts) / "answer.blocks").stat().st_size)
         answers = [passage.answer[1] - passage.answer[0] for passage in brute.passages()]
         assert sizes[-1] <= sum(answers) * 2 * 2 * architectures.EXPERT * 2  # tokens x top-2 x layers x width x bytes
@@ -328,3 +329,22 @@ def test_capture_hands_over_the_whole_output_of_a_layer():
     assert isinstance(routed, Routed)
     assert torch.equal(h, outputs[0])
     assert torch.equal(same, outputs[0])
+
+
+@pytest.mark.parametrize("name", ["listed", "Qwen2MoeForCausalLM", "Llama4ForCausalLM", "GraniteMoeSharedForCausalLM"])
+def test_passes_of_several_threads_do_not_mix(name: str, monkeypatch: pytest.MonkeyPatch):
+    model = listed() if name == "listed" else study(name)
+    groups = [brute.passages(seed, 330) for seed in range(24)]
+    extractor = PooledExtractor(model)
+    neurons = model.layout.ids(range(0, model.neurons, 9))
+    monkeypatch.setattr(parallel, "worker_count", lambda _: 1)
+    alone = [found.dense() for found in extractor.many(groups)]
+    with scale(model, neurons, 0.5):
+        scaled = [found.dense() for found in extractor.many(groups)]
+    monkeypatch.setattr(parallel, "worker_count", lambda _: 6)
+    together = [found.dense() for found in extractor.many(groups)]
+    with scale(model, neurons, 0.5):
+        scaled_together = [found.dense() for found in extractor.many(groups)]
+    for one, other in zip([*alone, *scaled], [*together, *scaled_together], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
+    assert not any("forward" in module.__dict__ for module in model.model.modules())

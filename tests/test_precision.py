@@ -102,13 +102,6 @@ def test_a_model_spread_over_memory_and_disk(tmp_path: Path, monkeypatch: pytest
     assert verify(spread).passed
 
 
-def test_spread_without_accelerate_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    tiny.save(tmp_path / "model")
-    monkeypatch.setattr(load, "find_spec", lambda _: None)
-    with pytest.raises(HNeuronsError, match=r"hneurons\[spread\]"):
-        load_model(tmp_path / "model", device="spread")
-
-
 # -- narrow types -------------------------------------------------------------------------------------
 
 

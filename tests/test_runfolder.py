@@ -218,7 +218,7 @@ def test_damage_in_the_middle_names_the_line(tmp_path: Path, damage: bytes):
     lines = journal.path.read_bytes().splitlines(keepends=True)
     content = b"".join([lines[0], damage, *lines[2:]])
     journal.path.write_bytes(content)
-    with pytest.raises(RunError, match=r"j\.jsonl is damaged near line 2\b") as caught:
+    with pytest.raises(RunError, match=r"j\.jsonl is damaged in line 2\b") as caught:
         journal.read()
     assert "Delete the file" in caught.value.remedy
     assert "\n" not in str(caught.value)
@@ -230,7 +230,7 @@ def test_bytes_that_are_not_utf8_name_the_line(tmp_path: Path):
     lines = [b'{"id": %d}\n' % number for number in range(3000)]
     lines[2499] = b'{"id": "\xff"}\n'
     path.write_bytes(b"".join(lines))
-    with pytest.raises(RunError, match=r"near line 2500\b"):
+    with pytest.raises(RunError, match=r"in line 2500\b"):
         Journal(path).read()
 
 

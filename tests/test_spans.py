@@ -77,9 +77,7 @@ def test_a_span_is_clean_and_inside_the_text(question: str, response: str):
 
 
 @given(st.sampled_from(CASES), st.sampled_from(["", " ", "\n"]), st.sampled_from(["", " ", "\n"]))
-def test_blanks_around_a_response_do_not_move_the_claim(
-    case: tuple[str, str, str | None], before: str, after: str
-):
+def test_blanks_around_a_response_do_not_move_the_claim(case: tuple[str, str, str | None], before: str, after: str):
     question, response, claim = case
     assert marked(question, before + response + after) == claim
 

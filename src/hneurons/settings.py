@@ -28,7 +28,7 @@ class IdentifySettings(BaseModel):
     """Use a random sample of this many questions."""
     per_class: int = Field(default=1000, ge=1)
     """Examples of each class after which sampling stops."""
-    chunk: int = Field(default=128, ge=1)
+    chunk: int = Field(default=256, ge=1)
     """Questions sampled together; a kill costs at most the work on one chunk."""
     labelling: Literal["3-vs-1", "1-vs-1"] = "3-vs-1"
     other: Literal["response", "all"] = "response"
@@ -80,13 +80,17 @@ def identify_settings(**values: Any) -> IdentifySettings:
 def demo_settings(limit: int | None = None) -> IdentifySettings:
     """Settings of `hneurons demo`: cooler and shorter than the paper's, since the demo model is very small."""
     return IdentifySettings(
-        temperature=DEMO_TEMPERATURE, max_new_tokens=32, limit=limit or DEMO_QUESTIONS, per_class=DEMO_PER_CLASS
+        temperature=DEMO_TEMPERATURE,
+        max_new_tokens=32,
+        limit=limit or DEMO_QUESTIONS,
+        per_class=DEMO_PER_CLASS,
+        chunk=128,
     )
 
 
 DEMO_TEMPERATURE = 0.3
-DEMO_QUESTIONS = 1600
-DEMO_PER_CLASS = 240
+DEMO_QUESTIONS = 1500
+DEMO_PER_CLASS = 200
 DEMO_NOTE = (
     f"The demo samples at temperature {DEMO_TEMPERATURE} and at most 32 tokens instead of the paper's 1.0 and 50: at "
     "1.0 a model of 135 million parameters answers hardly any question right ten times out of ten."

@@ -20,6 +20,7 @@ from hneurons.answers.kvcache import allows_gaps, common_prefix, fork, is_recurr
 from hneurons.answers.text import decode
 from hneurons.errors import NumericError, UnsupportedModelError
 from hneurons.models.load import StudyModel
+from hneurons.parallel import ordered, workers
 from hneurons.types import Response
 
 
@@ -38,18 +39,17 @@ class Prefilled:
 class HFEngine:
     """Samples from a transformers model in the process."""
 
-    def __init__(self, model: StudyModel, *, max_rows: int = 256) -> None:
+    def __init__(self, model: StudyModel, *, prompts_a_batch: int | None = None, max_rows: int = 256) -> None:
         self.model = model
+        # A CPU is busy with few rows, and small batches spread over its workers; a GPU wants many.
+        self.prompts_a_batch = prompts_a_batch or (64 if model.device.type == "cpu" else 256)
         self.max_rows = max_rows
-        self.generated = 0
-        """Tokens generated so far."""
         self._prompts: dict[str, tuple[int, ...]] = {}
-        self._prefilled: Prefilled | None = None
+        self._prefilled: dict[tuple[int, ...], Prefilled] = {}
         self._pieces: dict[int, str] = {}
         self._recurrent = is_recurrent(new_cache(model.model.config))
         self._checked = False
 
-    @torch.inference_mode()
     def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
         """One response a request. The prefill of the last call is used again when it covers all prompts.
 
@@ -61,19 +61,44 @@ class HFEngine:
             if question not in self._prompts:
                 self._prompts[question] = tuple(self.model.prompt_ids(question))
         prompts = [self._prompts[request.question.question] for request in requests]
-        if self._recurrent:
+        responses: dict[int, Response] = {}
+        if self._recurrent and prompts:
             self._check_state(prompts[0])
-            if len({len(prompt) for prompt in prompts}) > 1:
-                return self._by_length(requests, prompts, sampling)
-        if self._prefilled is None or any(prompt not in self._prefilled.rows for prompt in prompts):
-            self._prefilled = None  # free the old one before the new one is made
-            self._prefilled = self._prefill(list(dict.fromkeys(prompts)))
-        responses: list[Response] = []
-        for start in range(0, len(requests), self.max_rows):
-            part = slice(start, start + self.max_rows)
-            responses += self._decode(self._prefilled, prompts[part], requests[part], sampling)
-        return responses
+        with workers(self.model.device, alone=self.model.is_moved) as pool:
+            if any(prompt not in self._prefilled for prompt in prompts):
+                self._prefilled = {}  # free the old ones before the new ones are made
+                distinct = list(dict.fromkeys(prompts))
+                groups = self._batches(distinct)
+                for made in ordered(pool, self._prefill, groups, ahead=len(groups)):
+                    self._prefilled.update(dict.fromkeys(made.rows, made))
+            by_batch: dict[int, list[int]] = {}
+            for position, prompt in enumerate(prompts):
+                by_batch.setdefault(id(self._prefilled[prompt]), []).append(position)
+            tasks = [
+                part[start : start + self.max_rows]
+                for part in by_batch.values()
+                for start in range(0, len(part), self.max_rows)
+            ]
 
+            def decode_part(part: list[int]) -> list[Response]:
+                own = [prompts[position] for position in part]
+                return self._decode(self._prefilled[own[0]], own, [requests[position] for position in part], sampling)
+
+            for part, made in zip(tasks, ordered(pool, decode_part, tasks), strict=True):
+                responses.update(zip(part, made, strict=True))
+        return [responses[position] for position in range(len(requests))]
+
+    def _batches(self, prompts: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+        """Prompts that are prefilled together."""
+        groups = [prompts]
+        if self._recurrent:
+            # A recurrent state would run through the padding of shorter prompts.
+            lengths = sorted({len(prompt) for prompt in prompts})
+            groups = [[prompt for prompt in prompts if len(prompt) == length] for length in lengths]
+        size = self.prompts_a_batch
+        return [group[i : i + size] for group in groups for i in range(0, len(group), size)]
+
+    @torch.inference_mode()
     def _check_state(self, prompt: tuple[int, ...]) -> None:
         """Refuse, once, a model that keeps part of its state outside of the cache: its rows would get mixed up."""
         if self._checked or len(prompt) < 2:
@@ -94,17 +119,7 @@ class HFEngine:
             )
         self._checked = True
 
-    def _by_length(
-        self, requests: Sequence[Request], prompts: list[tuple[int, ...]], sampling: Sampling
-    ) -> list[Response]:
-        """Prompts of one length at a time: a recurrent state would run through the padding of shorter ones."""
-        made: dict[int, Response] = {}
-        for length in sorted({len(prompt) for prompt in prompts}):
-            places = [place for place, prompt in enumerate(prompts) if len(prompt) == length]
-            part = self.sample([requests[place] for place in places], sampling)
-            made |= dict(zip(places, part, strict=True))
-        return [made[place] for place in range(len(requests))]
-
+    @torch.inference_mode()
     def _prefill(self, prompts: list[tuple[int, ...]]) -> Prefilled:
         # What all prompts begin with (the template's system turn) goes through the model once, for all of them.
         cache = new_cache(self.model.model.config)
@@ -131,6 +146,7 @@ class HFEngine:
         )
         return output.logits[:, -1].float()
 
+    @torch.inference_mode()
     def _decode(
         self, start: Prefilled, prompts: list[tuple[int, ...]], requests: Sequence[Request], sampling: Sampling
     ) -> list[Response]:
@@ -158,7 +174,6 @@ class HFEngine:
                     continue
                 tokens[request].append(token)
                 logprobs[request].append(value)
-                self.generated += 1
                 if token in ends:
                     reasons[request], running[request] = "stop", False
             keep = [row for row, request in enumerate(alive) if running[request]]

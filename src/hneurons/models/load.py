@@ -6,7 +6,6 @@ import math
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from hneurons.errors import (
     DamagedModelError,
     HNeuronsError,
-    MissingExtraError,
     ModelNotFoundError,
     UnsupportedModelError,
     UsageError,
@@ -57,6 +55,11 @@ class StudyModel:
             return embedding.weight.device
         # accelerate keeps the embedding elsewhere and brings it here for its turn.
         return torch.device(embedding._hf_hook.execution_device)
+
+    @cached_property
+    def is_moved(self) -> bool:
+        """Whether accelerate moves weights while the model runs: then only one pass can run at a time."""
+        return any(parameter.device.type == "meta" for parameter in self.model.parameters())
 
     @cached_property
     def layout(self) -> Layout:
@@ -247,8 +250,6 @@ def _placement(device: str) -> dict[str, Any]:
     """Options of `from_pretrained` that place the weights; one device needs none."""
     if device != SPREAD:
         return {}
-    if find_spec("accelerate") is None:
-        raise MissingExtraError("accelerate", "spread")
     folder = cache_folder() / "offload"
     folder.mkdir(parents=True, exist_ok=True)
     return {"device_map": "auto", "offload_folder": str(folder)}

@@ -33,6 +33,7 @@ Floats = NDArray[np.float64]
 LEAST_PER_CLASS = 20
 DETECTABLE = 0.65
 SUPPORTED, NOT_SUPPORTED, TOO_LITTLE = "supported", "not supported", "too little data"
+ADDS = "adds to length and log-probability"
 CHEAP = ("length", "mean log-probability")
 
 
@@ -210,7 +211,7 @@ def verdict(result: dict[str, Any]) -> dict[str, Any]:
             "layer-matched sets; both intervals must lie above 0",
         },
         {
-            "name": "adds to length and log-probability",
+            "name": ADDS,
             "passed": _above(increment, 0.0),
             "detail": f"AUROC gain {_text(increment)}; its interval must lie above 0",
         },
@@ -234,6 +235,13 @@ def verdict(result: dict[str, Any]) -> dict[str, Any]:
         sentence = (
             f"Too little data to say: with {result['n']} test examples only an AUROC of {detectable:.2f} or more could "
             f"be told from chance. Not shown: {'; '.join(failed)}."
+        )
+    elif failed == [ADDS]:
+        word = NOT_SUPPORTED
+        sentence = (
+            f"Not supported: {own['count']} H-Neurons ({own['share_per_mille']:.2f} per mille) predict hallucination "
+            f"in held-out answers with AUROC {_text(own['auroc'])}, better than random neurons, but no gain over "
+            f"length and log-probability was seen: {_text(increment)}."
         )
     else:
         word = NOT_SUPPORTED

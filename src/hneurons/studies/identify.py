@@ -194,11 +194,12 @@ class _Identify:
         }
         self.folder.count(**{str(label): labels[str(label)] for label in Label}, dropped=kept.dropped, splits=splits)
         for label in Label:
-            least = 4 * self.settings.folds
-            if labels[str(label)] < least:
+            # Cross-validation needs two a fold and class, calibration five: say so before the long extraction.
+            if splits["train"][label] < 2 * self.settings.folds or splits["validation"][label] < 5:
                 raise TooFewExamplesError(
-                    f"Only {labels[str(label)]} {label} examples among {len(self.questions.questions)} questions; at "
-                    f"least {least} are needed.",
+                    f"Only {labels[str(label)]} {label} examples among {len(self.questions.questions)} questions: "
+                    f"{splits['train'][label]} to train on ({2 * self.settings.folds} needed), "
+                    f"{splits['validation'][label]} to calibrate on (5 needed).",
                     "Ask more questions (easier ones for faithful answers, harder ones for hallucinated), lower "
                     "--temperature, or loosen --agreement.",
                 )
@@ -214,13 +215,11 @@ class _Identify:
         extractor = PooledExtractor(self.model, store.regions)
         plan = batches([len(passage.ids) for passage in passages], self.settings.batch_tokens)
         with self.progress.bar("Measuring contributions", len(examples)) as tick:
-            for rows in plan:
-                if not written.issuperset(rows):
-                    part = [passages[row] for row in rows]
-                    if isinstance(store, BlockStore):
-                        store.write(rows, extractor.blocks(part))
-                    else:
-                        store.write(rows, extractor(part))
+            left = [rows for rows in plan if not written.issuperset(rows)]
+            tick(len(examples) - sum(len(rows) for rows in left))
+            groups = [[passages[row] for row in rows] for rows in left]
+            for rows, found in zip(left, extractor.many(groups), strict=True):
+                store.write(rows, found)
                 tick(len(rows))
 
     def fit(self) -> None:
