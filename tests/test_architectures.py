@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -91,3 +94,19 @@ def test_what_is_not_supported_is_refused_with_a_reason(row: Row):
     assert caught.value.remedy
     assert "attn" not in caught.value.remedy
     assert "attention" not in caught.value.remedy
+
+
+def test_the_support_matrix_is_up_to_date():
+    script = Path(__file__).parents[1] / "benchmarks" / "support_matrix.py"
+    spec = importlib.util.spec_from_file_location("support_matrix", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.TARGET.read_text(encoding="utf-8") == module.render(architectures.ROWS)
+
+
+def test_every_class_of_the_matrix_has_a_reason_or_passes():
+    assert len({row.architecture for row in architectures.ROWS}) == len(architectures.ROWS) > 70
+    assert all(row.refused and row.note for row in architectures.ROWS if row.kind == "refused")
+    assert not any(row.refused for row in architectures.ROWS if row.kind != "refused")

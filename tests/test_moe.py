@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 import architectures
 import brute
 import tiny
+from hneurons import parallel
 from hneurons.errors import RunError, UnsupportedModelError
 from hneurons.layout import Layout
 from hneurons.models.experts import ListedFFN
@@ -91,12 +93,8 @@ def listed(kind: type[ListedBlock] = ListedBlock, **options: Any) -> StudyModel:
     return StudyModel("listed", "object", made, tiny.tokenizer(), None, find_ffns(made))
 
 
-def row(name: str) -> architectures.Row:
-    return next(row for row in architectures.ROWS if row.architecture == name)
-
-
 def study(name: str) -> StudyModel:
-    made = architectures.network(row(name))
+    made = architectures.network(architectures.row(name))
     return StudyModel(name, "object", made, tiny.tokenizer(), None, find_ffns(made))
 
 
@@ -110,7 +108,7 @@ def test_a_list_of_experts_equals_brute_force(options: dict[str, Any]):
     count = options.get("experts", EXPERTS)
     own = WIDTH if options.get("shared", True) else 0
     assert model.widths == [own + count * WIDTH] * 3
-    truth = architectures.Row("listed", lambda: None, ("model.layers.{}.mlp",), tuple(model.widths))
+    truth = architectures.Row("listed", "", blocks=("model.layers.{}.mlp",), widths=tuple(model.widths))
     passage = brute.passages(vocabulary=330)[1]
     features = PooledExtractor(model)([passage])[0]
     shares = brute.contributions(model, truth, passage)
@@ -280,11 +278,11 @@ def test_a_cut_block_file_is_found(tmp_path: Path):
 def test_storage_grows_with_the_experts_reached_and_not_with_all(tmp_path: Path):
     sizes: list[int] = []
     for experts in (16, 64):
-        network = architectures.config("Qwen3MoeConfig", num_experts=experts, head_dim=8, **architectures.ROUTED)
-        made = architectures.network(architectures.Row("Qwen3MoeForCausalLM", network))
+        qwen = architectures.row("Qwen3MoeForCausalLM")
+        made = architectures.network(replace(qwen, values={**qwen.values, "num_experts": experts}))
         model = StudyModel("qwen", "object", made, tiny.tokenizer(), None, find_ffns(made))
         store = BlockStore(tmp_path / str(experts), 3, model.layout, [Region.ANSWER])
-        store.write(range(3), PooledExtractor(model, [Region.ANSWER]).blocks(brute.passages()))
+        store.write(range(3), next(PooledExtractor(model, [Region.ANSWER]).many([brute.passages()])))
         sizes.append((tmp_path / str(experts) / "answer.blocks").stat().st_size)
         answers = [passage.answer[1] - passage.answer[0] for passage in brute.passages()]
         assert sizes[-1] <= sum(answers) * 2 * 2 * architectures.EXPERT * 2  # tokens x top-2 x layers x width x bytes
@@ -331,3 +329,22 @@ def test_capture_hands_over_the_whole_output_of_a_layer():
     assert isinstance(routed, Routed)
     assert torch.equal(h, outputs[0])
     assert torch.equal(same, outputs[0])
+
+
+@pytest.mark.parametrize("name", ["listed", "Qwen2MoeForCausalLM", "Llama4ForCausalLM", "GraniteMoeSharedForCausalLM"])
+def test_passes_of_several_threads_do_not_mix(name: str, monkeypatch: pytest.MonkeyPatch):
+    model = listed() if name == "listed" else study(name)
+    groups = [brute.passages(seed, 330) for seed in range(24)]
+    extractor = PooledExtractor(model)
+    neurons = model.layout.ids(range(0, model.neurons, 9))
+    monkeypatch.setattr(parallel, "worker_count", lambda _: 1)
+    alone = [found.dense() for found in extractor.many(groups)]
+    with scale(model, neurons, 0.5):
+        scaled = [found.dense() for found in extractor.many(groups)]
+    monkeypatch.setattr(parallel, "worker_count", lambda _: 6)
+    together = [found.dense() for found in extractor.many(groups)]
+    with scale(model, neurons, 0.5):
+        scaled_together = [found.dense() for found in extractor.many(groups)]
+    for one, other in zip([*alone, *scaled], [*together, *scaled_together], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
+    assert not any("forward" in module.__dict__ for module in model.model.modules())

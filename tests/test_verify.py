@@ -52,8 +52,7 @@ def test_every_architecture_is_certified(row: Row, dtype: torch.dtype):
 
 
 def test_it_says_what_was_found_where():
-    row = next(row for row in SUPPORTED if row.architecture == "DeepseekV3ForCausalLM")
-    text = str(verify(study(row)))
+    text = str(verify(study(architectures.row("DeepseekV3ForCausalLM"))))
     assert "model.layers.*.mlp.down_proj  layers 0: 24 neurons" in text
     assert "model.layers.*.mlp.experts  layers 1: 4 experts x 16 neurons" in text
     assert text.count("ok  ") == 4
@@ -68,14 +67,14 @@ def test_ranges():
 
 
 def test_a_part_that_is_left_out_is_seen():
-    model = study(next(row for row in SUPPORTED if row.architecture == "Qwen2MoeForCausalLM"))
+    model = study(architectures.row("Qwen2MoeForCausalLM"))
     model.ffns.pop(0)
     result = verify(model)
     assert ADDS_UP in failed(result)
 
 
 def test_a_transposed_weight_is_seen(monkeypatch: pytest.MonkeyPatch):
-    model = study(next(row for row in SUPPORTED if row.architecture == "GPT2LMHeadModel"))
+    model = study(architectures.row("GPT2LMHeadModel"))
     from hneurons.models import parts
 
     monkeypatch.setattr(parts, "linear_weight", lambda module: module.weight.reshape(32, 24))
@@ -101,7 +100,7 @@ def test_a_hook_that_stays_is_seen(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_wrong_gate_is_seen(monkeypatch: pytest.MonkeyPatch):
-    model = study(next(row for row in SUPPORTED if row.architecture == "Qwen2MoeForCausalLM"))
+    model = study(architectures.row("Qwen2MoeForCausalLM"))
     monkeypatch.setattr(capturing, "part_weights", lambda *_: {})
     assert ADDS_UP in failed(verify(model))
 

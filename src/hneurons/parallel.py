@@ -28,9 +28,9 @@ def worker_count(device: torch.device) -> int:
 
 
 @contextmanager
-def workers(device: torch.device) -> Generator[ThreadPoolExecutor]:
-    """A pool of workers that share the CPU's threads; tasks not begun are dropped when the block fails."""
-    count = worker_count(device)
+def workers(device: torch.device, *, alone: bool = False) -> Generator[ThreadPoolExecutor]:
+    """A pool of workers that share the CPU's threads, or one; tasks not begun are dropped when the block fails."""
+    count = 1 if alone else worker_count(device)
     threads = max(1, torch.get_num_threads() // count)
     # PyTorch keeps the number of threads per calling thread, so the caller's own stays as it was.
     pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(threads,))

@@ -61,13 +61,14 @@ class HFEngine:
             if question not in self._prompts:
                 self._prompts[question] = tuple(self.model.prompt_ids(question))
         prompts = [self._prompts[request.question.question] for request in requests]
-        if self._recurrent and not self._checked:
-            self._check_state(prompts[0])
         responses: dict[int, Response] = {}
-        with workers(self.model.device) as pool:
+        if self._recurrent and prompts:
+            self._check_state(prompts[0])
+        with workers(self.model.device, alone=self.model.is_moved) as pool:
             if any(prompt not in self._prefilled for prompt in prompts):
                 self._prefilled = {}  # free the old ones before the new ones are made
-                groups = self._groups(list(dict.fromkeys(prompts)))
+                distinct = list(dict.fromkeys(prompts))
+                groups = self._batches(distinct)
                 for made in ordered(pool, self._prefill, groups, ahead=len(groups)):
                     self._prefilled.update(dict.fromkeys(made.rows, made))
             by_batch: dict[int, list[int]] = {}
@@ -87,18 +88,20 @@ class HFEngine:
                 responses.update(zip(part, made, strict=True))
         return [responses[position] for position in range(len(requests))]
 
-    def _groups(self, prompts: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
-        """Prompts that are prefilled together; of one length where a recurrent state would run through padding."""
-        kinds: dict[int, list[tuple[int, ...]]] = {}
-        for prompt in prompts:
-            kinds.setdefault(len(prompt) if self._recurrent else 0, []).append(prompt)
+    def _batches(self, prompts: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+        """Prompts that are prefilled together."""
+        groups = [prompts]
+        if self._recurrent:
+            # A recurrent state would run through the padding of shorter prompts.
+            lengths = sorted({len(prompt) for prompt in prompts})
+            groups = [[prompt for prompt in prompts if len(prompt) == length] for length in lengths]
         size = self.prompts_a_batch
-        return [kind[i : i + size] for kind in kinds.values() for i in range(0, len(kind), size)]
+        return [group[i : i + size] for group in groups for i in range(0, len(group), size)]
 
     @torch.inference_mode()
     def _check_state(self, prompt: tuple[int, ...]) -> None:
         """Refuse, once, a model that keeps part of its state outside of the cache: its rows would get mixed up."""
-        if len(prompt) < 2:
+        if self._checked or len(prompt) < 2:
             return
         ids, mask = padded([prompt], self.model.device)
         positions = mask.cumsum(-1) - 1

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hneurons.errors import UnsupportedModelError
 from hneurons.models.moe import Call, Piece, RoutedFFN
-from hneurons.models.routing import measure
+from hneurons.models.routing import measure, replaceable, replaced
 from hneurons.models.structure import dense_candidates
 from hneurons.models.weights import linear_bias, linear_weight, onloaded
 
@@ -128,12 +128,14 @@ class ListedFFN(RoutedFFN):
                 yield Piece(expert, rows, weights[expert][rows], self._activate(expert, call.hidden[rows]))
 
     def _activate(self, expert: int, hidden: Tensor) -> Tensor:
-        seen: list[Tensor] = []
-        handle = self.downs[expert].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        try:
+        down, seen = self.downs[expert], list[Tensor]()
+
+        def note(z: Tensor) -> Tensor:
+            seen.append(z)
+            return z.new_zeros(*z.shape[:-1], self.hidden)
+
+        with replaceable([down]), replaced({down: note}):
             self.members[expert](hidden)
-        finally:
-            handle.remove()
         return seen[0]
 
     def expert_weight(self, expert: int) -> Tensor:
@@ -151,6 +153,10 @@ class ListedFFN(RoutedFFN):
     def silenced(self) -> tuple[nn.Module, ...]:
         """See `RoutedFFN.silenced`."""
         return self.members
+
+    def replaced(self) -> tuple[nn.Module, ...]:
+        """See `RoutedFFN.replaced`."""
+        return (*super().replaced(), *self.downs)
 
 
 def find_routed(index: int, path: str, layer: nn.Module, residual: int) -> list[RoutedFFN]:

@@ -57,6 +57,11 @@ class StudyModel:
         return torch.device(embedding._hf_hook.execution_device)
 
     @cached_property
+    def is_moved(self) -> bool:
+        """Whether accelerate moves weights while the model runs: then only one pass can run at a time."""
+        return any(parameter.device.type == "meta" for parameter in self.model.parameters())
+
+    @cached_property
     def layout(self) -> Layout:
         """Where each neuron's column is."""
         return layout_of(self.model, self.ffns)

@@ -93,6 +93,10 @@ class RoutedFFN(FFN):
         """The modules to silence while the other parts of the mixture are measured."""
         return ()
 
+    def replaced(self) -> tuple[nn.Module, ...]:
+        """Every module that something else stands in for at some time."""
+        return (*(module for module, _ in self.stubs()), *self.silenced(), *self.beside)
+
     def tokens(self, call: Call) -> int:
         """How many tokens the batch of a call has."""
         return len(call.hidden)

@@ -7,8 +7,10 @@ sum, and gates of shared experts.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import ExitStack, contextmanager
+import functools
+import threading
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,12 +22,64 @@ from hneurons.models.weights import linear_shape
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and named arguments of a module's forward."""
 
-_probing = False
+Forward = Callable[..., Tensor]
+_thread = threading.local()
+_lock = threading.Lock()
+_installed: dict[int, tuple[int, Any]] = {}
 
 
 def probing() -> bool:
-    """Whether a mixture runs to measure its weights, not to compute: hooks must look away."""
-    return _probing
+    """Whether this thread runs a mixture to measure its weights, not to compute: hooks must look away."""
+    return bool(getattr(_thread, "instead", None))
+
+
+@contextmanager
+def replaceable(modules: Iterable[nn.Module]) -> Generator[None]:
+    """Let `replaced` stand in for these modules inside the block, in each thread for itself.
+
+    Passes of other threads, and of this one outside of `replaced`, run the modules' own code.
+    """
+    own = list({id(module): module for module in modules}.values())
+    with _lock:
+        for module in own:
+            count, before = _installed.get(id(module), (0, module.__dict__.get("forward")))
+            if not count:
+                module.forward = _dispatch(module)
+            _installed[id(module)] = (count + 1, before)
+    try:
+        yield
+    finally:
+        with _lock:
+            for module in own:
+                count, before = _installed.pop(id(module))
+                if count > 1:
+                    _installed[id(module)] = (count - 1, before)
+                elif before is None:
+                    del module.forward
+                else:  # accelerate too puts its forward on the instance
+                    module.forward = before
+
+
+def _dispatch(module: nn.Module) -> Forward:
+    original: Forward = module.forward
+
+    @functools.wraps(original)
+    def forward(*args: Any, **named: Any) -> Tensor:
+        instead: Forward | None = getattr(_thread, "instead", {}).get(id(module))
+        return original(*args, **named) if instead is None else instead(*args, **named)
+
+    return forward
+
+
+@contextmanager
+def replaced(instead: dict[nn.Module, Forward]) -> Generator[None]:
+    """Run those functions instead of those modules, in this thread; the modules must be `replaceable`."""
+    before: dict[int, Forward] = getattr(_thread, "instead", {})
+    _thread.instead = before | {id(module): forward for module, forward in instead.items()}
+    try:
+        yield
+    finally:
+        _thread.instead = before
 
 
 def hidden_states(args: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
@@ -58,11 +112,9 @@ def measure(
     for start in range(0, len(parts), size):
         now = parts[start : start + size]
         quiet = (*parts[:start], *parts[start + size :], *silent)
-        with ExitStack() as stack:
-            for direction, part in enumerate(now):
-                stack.enter_context(_stubbed(part, direction))
-            for part in quiet:
-                stack.enter_context(_stubbed(part, None))
+        stubs = {part: _unit(part, direction) for direction, part in enumerate(now)}
+        stubs |= {part: _unit(part, None) for part in quiet}
+        with replaceable(stubs), replaced(stubs):
             output: Any = block.forward(*call[0], **call[1])
         out: Tensor = (output[0] if isinstance(output, tuple) else output).reshape(-1, size)
         if bool(out[:, len(now) :].ne(0).any()):
@@ -74,9 +126,8 @@ def measure(
     return weights
 
 
-@contextmanager
-def _stubbed(module: nn.Module, direction: int | None) -> Generator[None]:
-    """Make `module` return the unit vector of that direction for every row of its input (None: zero)."""
+def _unit(module: nn.Module, direction: int | None) -> Forward:
+    """Returns the unit vector of that direction for every row of its input (None: zero)."""
 
     def forward(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
         shape = linear_shape(module)
@@ -85,16 +136,4 @@ def _stubbed(module: nn.Module, direction: int | None) -> Generator[None]:
             out[..., direction] = 1
         return out
 
-    global _probing
-    # accelerate too puts its forward on the instance.
-    own, before = module.__dict__.get("forward"), _probing
-    module.forward = forward
-    _probing = True
-    try:
-        yield
-    finally:
-        _probing = before
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
+    return forward

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hneurons.models.moe import Call, Piece, RoutedFFN, part_weights
 from hneurons.models.parts import FFN
-from hneurons.models.routing import probing
+from hneurons.models.routing import probing, replaceable
 from hneurons.neurons.scaling import factors
 
 
@@ -57,14 +57,18 @@ def capture(ffns: Sequence[FFN], callback: Capture) -> Generator[None]:
 
 
 def _dense_hook(position: int, ffn: FFN, callback: Capture) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-    owner = threading.get_ident()
-
     def see(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        # Several workers may run the model at once: each sees its own forward passes only.
-        if threading.get_ident() == owner:
-            callback(position, ffn, inputs[0], output[0] if isinstance(output, tuple) else output)
+        callback(position, ffn, inputs[0], output[0] if isinstance(output, tuple) else output)
 
     return see
+
+
+class _Seen(threading.local):
+    """What has run so far of a mixture; passes of several threads don't mix."""
+
+    def __init__(self) -> None:
+        self.inputs: dict[int, tuple[Any, ...]] = {}
+        self.calls: dict[int, tuple[tuple[Any, ...], dict[str, Any], Tensor]] = {}
 
 
 class _Mixture:
@@ -74,11 +78,12 @@ class _Mixture:
         self.blocks = blocks
         self.callback = callback
         self.parts: list[tuple[int, FFN]] = []
-        self._inputs: dict[int, tuple[Any, ...]] = {}
-        self._calls: dict[int, tuple[tuple[Any, ...], dict[str, Any], Tensor]] = {}
+        self._seen = _Seen()
 
     def attach(self, stack: ExitStack) -> None:
         """Register the hooks; `stack` takes them off."""
+        routed = [ffn for _, ffn in self.parts if isinstance(ffn, RoutedFFN)]
+        stack.enter_context(replaceable(module for ffn in routed for module in ffn.replaced()))
         for position, ffn in self.parts:
             module = ffn.recorded if isinstance(ffn, RoutedFFN) else ffn.down
             if module is not None:
@@ -91,7 +96,7 @@ class _Mixture:
     def _record(self, position: int) -> Callable[..., None]:
         def see(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any], __: Any) -> None:
             if not probing():
-                self._inputs[position] = (*args, *named.values())
+                self._seen.inputs[position] = (*args, *named.values())
 
         return see
 
@@ -99,10 +104,11 @@ class _Mixture:
         def see(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
             if probing():
                 return
-            self._calls[number] = (args, named, output[0] if isinstance(output, tuple) else output)
-            if len(self._calls) == len(self.blocks):
-                calls, inputs = self._calls, self._inputs
-                self._calls, self._inputs = {}, {}
+            seen = self._seen
+            seen.calls[number] = (args, named, output[0] if isinstance(output, tuple) else output)
+            if len(seen.calls) == len(self.blocks):
+                calls, inputs = seen.calls, seen.inputs
+                seen.calls, seen.inputs = {}, {}
                 self._hand_over(calls, inputs)
 
         return see

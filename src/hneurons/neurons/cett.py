@@ -10,6 +10,7 @@ small matrix product per layer, so no activation outlives its layer.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
@@ -64,6 +65,19 @@ def token_contributions(z: Tensor, h: Tensor, norms: Tensor) -> Tensor:
     return torch.where(size > 0, z.abs().float() * norms / size, 0.0)
 
 
+@dataclass
+class _Batch:
+    """What the hooks need to know of the forward pass that is running in their thread."""
+
+    passages: Sequence[Passage]
+    mask: Tensor
+    """(passages, tokens), false on padding."""
+    weights: Tensor
+    """Averaging weights (passages, regions, tokens)."""
+    found: BlockFeatures
+    """Of (passages, regions, neurons), on the CPU."""
+
+
 class PooledExtractor:
     """Mean contribution of every neuron over each region, one forward pass a batch, without the LM head."""
 
@@ -72,62 +86,75 @@ class PooledExtractor:
         self.regions = tuple(regions)
         self.norms = [ffn.column_norms() for ffn in model.ffns]
         self.starts = model.columns_of_parts
-        self._mixtures = MixtureCheck(model.ffns)
+        self._running = threading.local()
+        self._checked = False
 
     def __call__(self, passages: Sequence[Passage]) -> NDArray[np.float32]:
         """Features of one batch: (passages, regions, neurons); 0 for a region without tokens.
 
-        Large for a model with many experts: `blocks` gives only those that tokens were sent to.
-
         Raises:
             NumericError: an activation is NaN or infinite; names layer and passage.
+            UnsupportedModelError: the neurons of a mixture of experts don't make up its output.
         """
-        return self.blocks(passages).dense()
+        self._check_mixtures(passages)
+        with capture(self.model.ffns, self._pool):
+            return self._forward(passages).dense()
 
     def many(self, groups: Sequence[Sequence[Passage]]) -> Generator[BlockFeatures]:
-        """Features of each batch, in order; on a CPU several batches of a dense model are in work at a time."""
-        if any(self.model.layout.experts):
-            yield from map(self.blocks, groups)  # what is seen of a mixture goes through hooks that are one thread's
+        """Features of each batch, in order; on a CPU several batches are in work at a time."""
+        if groups:
+            self._check_mixtures(groups[0])
+        alone = self.model.is_moved
+        with capture(self.model.ffns, self._pool), workers(self.model.device, alone=alone) as pool:
+            yield from ordered(pool, self._forward, groups)
+
+    def _check_mixtures(self, passages: Sequence[Passage]) -> None:
+        """Once: that the neurons of each mixture make up its output, on some tokens of one passage."""
+        if self._checked or not any(ffn.block for ffn in self.model.ffns):
             return
-        with workers(self.model.device) as pool:
-            yield from ordered(pool, self.blocks, groups)
+        check = MixtureCheck(self.model.ffns)
+        ids = torch.tensor([passages[0].ids], device=self.model.device)
+        with capture(self.model.ffns, check.see), torch.inference_mode():
+            backbone(self.model.model)(input_ids=ids, use_cache=False)
+        self._checked = True
 
     @torch.inference_mode()
-    def blocks(self, passages: Sequence[Passage]) -> BlockFeatures:
-        """Features of a batch of passages, the dense part or expert as a block; see `__call__`."""
+    def _forward(self, passages: Sequence[Passage]) -> BlockFeatures:
         ids, mask, weights = self._pack(passages)
         sparse = any(self.model.layout.experts)
         found = BlockFeatures(len(passages), len(self.regions), self.model.neurons, sparse=sparse)
-
-        def pool(position: int, ffn: FFN, z: Tensor | Routed, h: Tensor) -> None:
-            # Some models lay batch and tokens out in one dimension.
-            h = h.reshape(*mask.shape, h.shape[-1])
-            size = vector_norms(h, dim=-1)
-            self._check(ffn, passages, torch.isfinite(size) | ~mask.to(h.device))
-            self._mixtures.see(ffn, z, h, mask.reshape(-1))
-            share = weights.to(h.device) / torch.where(size > 0, size, torch.inf)[:, None, :]
-            # Padding may hold anything, NaN included: it must not reach the product, where 0 * NaN = NaN.
-            share = share.masked_fill_(~mask.to(h.device)[:, None, :], 0.0)
-            if isinstance(z, Routed):
-                self._pool_routed(found, position, z, share, mask, passages)
-                return
-            magnitude = z.reshape(*mask.shape, z.shape[-1]).abs().float()
-            magnitude = magnitude.masked_fill_(~mask.to(z.device)[..., None], 0.0)
-            pooled = torch.bmm(share.to(z.device), magnitude) * self.norms[position].to(z.device)
-            self._check(ffn, passages, torch.isfinite(pooled).flatten(1))
-            found.add(self.starts[position], np.arange(len(passages)), pooled.cpu().numpy())
-
-        with capture(self.model.ffns, pool):
+        self._running.batch = _Batch(passages, mask, weights, found)
+        try:
             backbone(self.model.model)(input_ids=ids, attention_mask=mask.long(), use_cache=False)
+        finally:
+            self._running.batch = None
         return found
 
-    def _pool_routed(
-        self, found: BlockFeatures, position: int, z: Routed, share: Tensor, mask: Tensor, passages: Sequence[Passage]
-    ) -> None:
+    def _pool(self, position: int, ffn: FFN, z: Tensor | Routed, h: Tensor) -> None:
+        batch: _Batch | None = getattr(self._running, "batch", None)
+        if batch is None:  # somebody else's forward pass
+            return
+        mask, weights = batch.mask.to(h.device), batch.weights.to(h.device)
+        # Some models (OPT) flatten batch and tokens into one axis before the FFN.
+        size = vector_norms(h.reshape(*mask.shape, h.shape[-1]), dim=-1)
+        # An infinite ||h|| would hide as contributions of 0.
+        self._check(ffn, batch.passages, torch.isfinite(size) | ~mask)
+        share = weights / torch.where(size > 0, size, torch.inf)[:, None, :]
+        # Padding may hold anything, NaN included: it must not reach the product, where 0 * NaN = NaN.
+        share = share.masked_fill_(~mask[:, None, :], 0.0)
+        if isinstance(z, Routed):
+            self._pool_routed(batch, position, z, share)
+            return
+        magnitude = z.reshape(*mask.shape, z.shape[-1]).abs().float().masked_fill_(~mask[..., None], 0.0)
+        pooled = torch.bmm(share, magnitude) * self.norms[position].to(z.device)
+        self._check(ffn, batch.passages, torch.isfinite(pooled).flatten(1))
+        batch.found.add(self.starts[position], np.arange(len(batch.passages)), pooled.cpu().numpy())
+
+    def _pool_routed(self, batch: _Batch, position: int, z: Routed, share: Tensor) -> None:
         """Add up what each expert did for the tokens that were sent to it: share is (passages, regions, tokens)."""
         tokens = share.shape[-1]
         by_token = share.transpose(1, 2).reshape(-1, share.shape[1])
-        real = mask.to(share.device).reshape(-1)
+        real = batch.mask.to(share.device).reshape(-1)
         norms = self.norms[position].reshape(z.ffn.experts, z.ffn.expert_width)
         for piece in z.pieces():
             keep = real[piece.rows]
@@ -140,9 +167,9 @@ class PooledExtractor:
             sums = share.new_zeros(len(there), share.shape[1], len(rows))
             sums[inverse, :, torch.arange(len(rows), device=rows.device)] = by_token[rows]
             pooled = torch.matmul(sums, magnitude) * norms[piece.expert].to(magnitude.device)
-            self._check(z.ffn, [passages[i] for i in there.tolist()], torch.isfinite(pooled).flatten(1))
+            self._check(z.ffn, [batch.passages[i] for i in there.tolist()], torch.isfinite(pooled).flatten(1))
             start = self.starts[position] + piece.expert * z.ffn.expert_width
-            found.add(start, there.cpu().numpy(), pooled.cpu().numpy())
+            batch.found.add(start, there.cpu().numpy(), pooled.cpu().numpy())
 
     def _check(self, ffn: FFN, passages: Sequence[Passage], finite: Tensor) -> None:
         good = finite.all(dim=-1)

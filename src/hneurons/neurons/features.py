@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hneurons.errors import RunError
+from hneurons.neurons.blocks import BlockFeatures
 from hneurons.runfolder import Journal, read_json, storage_errors, write_json
 from hneurons.types import Region
 
@@ -79,8 +80,10 @@ class FeatureStore:
         """Rows that are safely on disk."""
         return {int(row) for line in self._journal.read() for row in line["rows"]}
 
-    def write(self, rows: Sequence[int], features: NDArray[np.float32]) -> None:
+    def write(self, rows: Sequence[int], features: NDArray[np.float32] | BlockFeatures) -> None:
         """Store features (rows, regions, neurons) and name the rows in the index."""
+        if isinstance(features, BlockFeatures):
+            features = features.dense()
         assert features.shape == (len(rows), len(self.regions), self.neurons)
         scaled = np.clip(features * SCALE, 0.0, float(np.finfo(np.float16).max)).astype(np.float16)
         with storage_errors(self.folder):

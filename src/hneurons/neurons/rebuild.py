@@ -53,8 +53,8 @@ class MixtureCheck:
         }
         self._sums: dict[tuple[int, ...], tuple[int, Tensor]] = {}
 
-    def see(self, ffn: FFN, z: Tensor | Routed, h: Tensor, real: Tensor) -> None:
-        """Take in a part as a `Capture` gets it; `real` (batch * tokens,) says which tokens are no padding.
+    def see(self, _: int, ffn: FFN, z: Tensor | Routed, h: Tensor) -> None:
+        """Take in a part, as a `Capture`; the batch must be without padding.
 
         Raises:
             UnsupportedModelError: the parts of a mixture don't add up to its output.
@@ -63,8 +63,7 @@ class MixtureCheck:
             return
         self._waiting.remove(ffn.path)
         flat = h.reshape(-1, h.shape[-1])
-        rows = real.nonzero()[:, 0]
-        rows = rows[torch.linspace(0, len(rows) - 1, min(self.tokens, len(rows))).long().to(rows.device)].to(h.device)
+        rows = torch.linspace(0, len(flat) - 1, min(self.tokens, len(flat))).long().to(h.device)
         key = tuple(id(block) for block in ffn.blocks)
         seen, total = self._sums.pop(key, (0, torch.zeros(len(rows), flat.shape[-1], device=h.device)))
         total = total + rebuild(ffn, z, rows).to(h.device)

@@ -10,6 +10,7 @@ Routed experts have no single map to hook: what scaling adds to their output is 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from hneurons.errors import UsageError
 from hneurons.models.load import StudyModel, as_study_model
 from hneurons.models.moe import Call, RoutedFFN
 from hneurons.models.parts import FFN
-from hneurons.models.routing import probing
+from hneurons.models.routing import probing, replaceable
 from hneurons.neurons.card import Card, WeightedNeuron
 from hneurons.types import NeuronId
 
@@ -33,12 +34,13 @@ Alpha = float | Tensor
 """One factor, or one for each row of the batch: (batch,)."""
 
 
-@dataclass
-class _Dial:
-    """One `scale` block: its alpha and the batch that is running."""
+class _Dial(threading.local):
+    """One `scale` block: its alpha and the rows of the batch that is running in a thread."""
 
-    alpha: Alpha
     batch: int | None = None
+
+    def __init__(self, alpha: Alpha) -> None:
+        self.alpha = alpha
 
     def of_rows(self, rows: Tensor, total: int) -> Alpha:
         """alpha of each token of `rows`, tokens being numbered through a batch of `total`: a number or (rows,)."""
@@ -179,6 +181,7 @@ def _attach_routed(stack: ExitStack, ffn: RoutedFFN, entry: _Routed) -> None:
         assert target is not None
         hook = target.register_forward_hook(_routed_hook(ffn), with_kwargs=True, prepend=True)
         _handles[ffn.down] = hook
+    stack.enter_context(replaceable(ffn.replaced()))
     entries.append(entry)
     stack.callback(_detach_routed, ffn.down, entry)
 

@@ -217,12 +217,9 @@ class _Identify:
         with self.progress.bar("Measuring contributions", len(examples)) as tick:
             left = [rows for rows in plan if not written.issuperset(rows)]
             tick(len(examples) - sum(len(rows) for rows in left))
-            features = extractor.many([[passages[row] for row in rows] for rows in left])
-            for rows, found in zip(left, features, strict=True):
-                if isinstance(store, BlockStore):
-                    store.write(rows, found)
-                else:
-                    store.write(rows, found.dense())
+            groups = [[passages[row] for row in rows] for rows in left]
+            for rows, found in zip(left, extractor.many(groups), strict=True):
+                store.write(rows, found)
                 tick(len(rows))
 
     def fit(self) -> None:
