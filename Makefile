@@ -23,7 +23,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 install: $(VENV)/.installed  ## Make .venv with pinned dependencies
 
 demo: install  ## Find the H-Neurons of the demo model: ends with the verdict and the report's path
-	$(BIN)/hneurons pull smollm2-135m > /dev/null
 	$(BIN)/hneurons demo
 
 test: install  ## The whole test suite, the real model's tests included

@@ -12,9 +12,10 @@ from torch import Tensor
 
 import tiny
 from hneurons.errors import NumericError
-from hneurons.models.ffn import FFN
 from hneurons.models.load import StudyModel
-from hneurons.neurons.cett import Passage, PooledExtractor, backbone, batches, capture, token_contributions
+from hneurons.models.parts import FFN
+from hneurons.neurons.capture import capture
+from hneurons.neurons.cett import Passage, PooledExtractor, backbone, batches, token_contributions
 from hneurons.types import Region
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from cards import probe
 from hneurons.neurons.card import Card
 from hneurons.neurons.choose import TrainingData, calibrate, choose_probe
 from hneurons.runfolder import dumps
@@ -87,14 +88,7 @@ def card_of(columns: Any, weights: Any, intercept: float = 0.0, calibration: Any
                 "width": width,
                 "neurons": int(starts[-1]),
             },
-            "probe": {
-                "labelling": "3-vs-1",
-                "other": "response",
-                "C": 1.0,
-                "solver": "exact",
-                "intercept": intercept,
-                "calibration": calibration or {"slope": 1.0, "offset": 0.0, "n": 1},
-            },
+            "probe": probe(intercept, calibration),
             "neurons": [
                 {"layer": int(layer), "index": int(column - starts[layer]), "weight": float(weight)}
                 for layer, column, weight in zip(layers, columns, weights, strict=True)

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
+from cards import probe
 from hneurons.errors import CardError
 from hneurons.models.load import StudyModel
 from hneurons.neurons.card import Card
@@ -17,14 +18,7 @@ def card_of(model: StudyModel, neurons: list[tuple[int, int, float]], intercept:
     return Card.model_validate(
         {
             "model": {key: described[key] for key in ("id", "architecture", "layers", "width", "neurons")},
-            "probe": {
-                "labelling": "3-vs-1",
-                "other": "response",
-                "C": 1.0,
-                "solver": "exact",
-                "intercept": intercept,
-                "calibration": {"slope": 1.0, "offset": 0.0, "n": 10},
-            },
+            "probe": probe(intercept),
             "neurons": [{"layer": layer, "index": index, "weight": weight} for layer, index, weight in neurons],
         }
     )

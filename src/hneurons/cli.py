@@ -93,13 +93,7 @@ def identify(
         C=c,
         seed=seed,
     )
-    loading = {
-        "dtype": dtype,
-        "device": device,
-        "revision": revision,
-        "ffn": ffn,
-        "trust_remote_code": trust_remote_code,
-    }
+    loading = _loading(dtype, device, revision, ffn, trust_remote_code)
     _identify(model, questions, out, settings, as_json, loading=loading)
 
 
@@ -118,19 +112,10 @@ def verify(
     from hneurons.runfolder import dumps
 
     progress = TerminalProgress()
-    progress.say(f"Loading {model}")
-    from hneurons.models.load import load_model
+    loading = _loading(dtype, device, revision, ffn, trust_remote_code)
+    loaded = _load(model, progress, loading)
     from hneurons.neurons.verify import verify as check
 
-    loaded = load_model(
-        model,
-        dtype=dtype,
-        device=device,
-        revision=revision,
-        ffn=ffn,
-        trust_remote_code=trust_remote_code,
-        say=progress.say,
-    )
     result = check(loaded)
     typer.echo(dumps(result.to_json()) if as_json else str(result))
     if not result.passed:
@@ -177,17 +162,27 @@ def _identify(
 
     progress = TerminalProgress()
     # Look at the questions before the model: a slip in the file shows at once, not after a long load.
-    load_questions(questions, limit=settings.limit, seed=settings.seed)
-    progress.say(f"Loading {model}")
-    from hneurons.models.load import load_model
+    asked = load_questions(questions, limit=settings.limit, seed=settings.seed)
+    loaded = _load(model, progress, loading or {})
     from hneurons.studies.identify import identify as find
 
-    loaded = load_model(model, say=progress.say, **(loading or {}))
-    run = find(loaded, questions, out, settings, notes=notes or [], progress=progress)
+    run = find(loaded, asked, out, settings, notes=notes or [], progress=progress)
     if as_json:
         typer.echo(dumps({"run": str(run.path), "report": str(run.report), **run.evaluation["verdict"]}))
         return
     _print_run(run)
+
+
+def _loading(dtype: str, device: str, revision: str | None, ffn: str | None, trust: bool) -> dict[str, Any]:
+    """Options of `load_model` as the commands take them."""
+    return {"dtype": dtype, "device": device, "revision": revision, "ffn": ffn, "trust_remote_code": trust}
+
+
+def _load(model: str, progress: Any, loading: dict[str, Any]) -> Any:
+    progress.say(f"Loading {model}")
+    from hneurons.models.load import load_model
+
+    return load_model(model, say=progress.say, **loading)
 
 
 def _print_run(run: Any) -> None:

@@ -6,7 +6,7 @@ import html
 from pathlib import Path
 from typing import Any
 
-from hneurons.errors import MissingExtraError
+from hneurons.extras import need
 from hneurons.neurons.card import Card
 from hneurons.runfolder import Json, RunFolder, read_json
 
@@ -55,11 +55,7 @@ class Run:
 
     def to_pandas(self) -> Any:
         """`rows()` as a DataFrame."""
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise MissingExtraError("pandas", "pandas") from error
-        return pd.DataFrame(self.rows())
+        return need("pandas", "pandas").DataFrame(self.rows())
 
     def __repr__(self) -> str:
         done = [name for name, stage in self.manifest["stages"].items() if stage.get("state") == "done"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -143,7 +145,8 @@ def _write_converted(gguf: Path, target: Path) -> None:
 
     folder = str(gguf.parent)
     try:
-        with quiet_transformers():
+        # The GGUF reader's bar heeds no setting and writes straight to stderr.
+        with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
             model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
     except OSError:

@@ -14,7 +14,7 @@ from hneurons.errors import UnsupportedModelError
 from hneurons.models.moe import Call, Piece, RoutedFFN
 from hneurons.models.routing import measure, replaceable, replaced
 from hneurons.models.structure import dense_candidates
-from hneurons.models.weights import linear_bias, linear_weight, onloaded
+from hneurons.models.weights import dequantised, linear_bias, linear_weight, onloaded
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,7 @@ class PackedFFN(RoutedFFN):
         """See `RoutedFFN.expert_weight`."""
         with onloaded(self.down):
             down: Any = self.down.down_proj
-            weight = down[expert].detach()
-            if getattr(type(weight), "dequantize", Tensor.dequantize) is not Tensor.dequantize:
-                weight = weight.dequantize()
+            weight = dequantised(down[expert].detach())
             return weight.T if self.transposed else weight
 
     def expert_bias(self, expert: int) -> Tensor | None:

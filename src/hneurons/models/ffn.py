@@ -20,8 +20,6 @@ from hneurons.models.routing import container
 from hneurons.models.structure import Candidate, decoder_layers, dense_candidates, hidden_size, layer_of
 from hneurons.models.weights import linear_shape
 
-__all__ = ["FFN", "decoder_layers", "find_ffns", "hidden_size", "layout_of", "linear_shape"]
-
 
 def find_ffns(model: nn.Module, override: str | None = None) -> list[FFN]:
     """The parts of every decoder layer that has feed-forward neurons: by depth, dense parts before routed ones.

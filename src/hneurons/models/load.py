@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -20,11 +22,12 @@ from hneurons.errors import (
     UnsupportedModelError,
     UsageError,
 )
-from hneurons.layout import Layout
+from hneurons.layout import Columns, Layout
 from hneurons.models.classes import auto_class
 from hneurons.models.demo import DEMO_MODELS, Say, cache_folder, convert, is_whole, pull
-from hneurons.models.ffn import FFN, find_ffns, layout_of
+from hneurons.models.ffn import find_ffns, layout_of
 from hneurons.models.moe import RoutedFFN
+from hneurons.models.parts import FFN
 from hneurons.models.quiet import quiet_transformers
 from hneurons.runfolder import hash_file, hash_json
 
@@ -75,6 +78,14 @@ class StudyModel:
     def widths(self) -> list[int]:
         """Neurons of each decoder layer, 0 for one without."""
         return self.layout.widths
+
+    def parts_with(self, columns: Columns) -> Iterator[tuple[int, Columns, Columns]]:
+        """For each of `ffns` that holds some of these feature columns: its position, which of `columns` they are,
+        and their columns inside it."""
+        for position, (start, ffn) in enumerate(zip(self.columns_of_parts, self.ffns, strict=True)):
+            mine = np.flatnonzero((columns >= start) & (columns < start + ffn.width))
+            if len(mine):
+                yield position, mine, columns[mine] - start
 
     @property
     def columns_of_parts(self) -> list[int]:

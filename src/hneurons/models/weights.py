@@ -54,9 +54,7 @@ def linear_weight(module: nn.Module) -> Tensor:
         weight: Any = module.weight
         if isinstance(module, Conv1D):
             return weight.detach().T
-        # torchao and quanto bring a tensor class with a `dequantize` of its own.
-        if getattr(type(weight), "dequantize", Tensor.dequantize) is not Tensor.dequantize:
-            weight = weight.dequantize()
+        weight = dequantised(weight)
         plain = isinstance(weight, Tensor) and weight.is_floating_point() and weight.shape == (shape[1], shape[0])
         return weight.detach() if plain else _by_probing(module, shape)
 
@@ -66,8 +64,17 @@ def is_quantised(module: nn.Module) -> bool:
     weight: Any = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         return True
-    own = getattr(type(weight), "dequantize", Tensor.dequantize) is not Tensor.dequantize
-    return own or not weight.is_floating_point()
+    return _packs(weight) or not weight.is_floating_point()
+
+
+def dequantised(weight: Any) -> Any:
+    """The same numbers as a plain tensor, where a library's tensor class packs them."""
+    return weight.dequantize() if _packs(weight) else weight
+
+
+def _packs(weight: Any) -> bool:
+    # torchao and quanto bring a tensor class with a `dequantize` of its own.
+    return getattr(type(weight), "dequantize", Tensor.dequantize) is not Tensor.dequantize
 
 
 def linear_bias(module: nn.Module) -> Tensor | None:

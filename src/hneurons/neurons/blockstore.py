@@ -21,11 +21,9 @@ from numpy.typing import ArrayLike, NDArray
 from hneurons.errors import RunError
 from hneurons.layout import Layout, short
 from hneurons.neurons.blocks import BlockFeatures
-from hneurons.neurons.features import SCALE, FeatureStore
-from hneurons.runfolder import Journal, read_json, storage_errors, write_json
+from hneurons.neurons.features import LARGEST, SCALE, FeatureStore, settle
+from hneurons.runfolder import Journal, storage_errors
 from hneurons.types import Region
-
-LARGEST = float(np.finfo(np.float16).max)
 
 
 class BlockStore:
@@ -50,15 +48,7 @@ class BlockStore:
             "scale": SCALE,
             "regions": [str(region) for region in self.regions],
         }
-        if (folder / "layout.json").exists():
-            if read_json(folder / "layout.json") != told:
-                raise RunError(f"{folder} holds features of another shape.", "Delete that folder and run again.")
-        else:
-            with storage_errors(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                for region in self.regions:
-                    self._path(region).touch()
-            write_json(folder / "layout.json", told)
+        settle(folder, told, [self._path(region) for region in self.regions], Path.touch)
         self._index: dict[int, dict[str, tuple[int, str]]] = {}
         self._ends = dict.fromkeys(self.regions, 0)
         for line in self._journal.read():

@@ -20,7 +20,8 @@ from pydantic import (
 )
 from scipy.special import expit
 
-from hneurons.errors import CardError, MissingExtraError
+from hneurons.errors import CardError
+from hneurons.extras import need
 from hneurons.layout import Layout, spread
 from hneurons.runfolder import write_text
 from hneurons.types import NeuronId
@@ -228,12 +229,8 @@ class Card(_Part):
 
     def to_pandas(self) -> Any:
         """A DataFrame with a row a neuron of the probe: layer, expert, index, weight."""
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise MissingExtraError("pandas", "pandas") from error
         columns = list(WeightedNeuron.model_fields)
-        return pd.DataFrame([neuron.model_dump() for neuron in self.neurons], columns=columns)
+        return need("pandas", "pandas").DataFrame([neuron.model_dump() for neuron in self.neurons], columns=columns)
 
     def __repr__(self) -> str:
         return f"<Card of {self.model.id}: H-Neurons {self.h_neurons!r}>"

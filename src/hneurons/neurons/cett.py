@@ -24,12 +24,10 @@ from hneurons.models.load import StudyModel
 from hneurons.models.parts import FFN
 from hneurons.models.weights import norms as vector_norms
 from hneurons.neurons.blocks import BlockFeatures
-from hneurons.neurons.capture import Capture, Routed, capture
+from hneurons.neurons.capture import Routed, capture
 from hneurons.neurons.rebuild import MixtureCheck
 from hneurons.parallel import ordered, workers
 from hneurons.types import Region
-
-__all__ = ["Capture", "Passage", "PooledExtractor", "backbone", "batches", "capture", "token_contributions"]
 
 
 @dataclass(frozen=True)

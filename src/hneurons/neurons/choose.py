@@ -41,6 +41,12 @@ class TrainingData:
         other = None if self.other is None else self.other[rows]
         return TrainingData(self.answer[rows], other, self.has_other[rows], self.hallucinated[rows], self.groups[rows])
 
+    def of_neurons(self, columns: NDArray[np.intp]) -> TrainingData:
+        """The same examples with these neurons only."""
+        other = None if self.other is None else np.ascontiguousarray(self.other[:, columns])
+        answer = np.ascontiguousarray(self.answer[:, columns])
+        return TrainingData(answer, other, self.has_other, self.hallucinated, self.groups)
+
     def design(self) -> tuple[Features, NDArray[np.bool_]]:
         """Rows and labels of the classifier (Gao et al. 2025, sec. 3.2).
 
@@ -62,6 +68,9 @@ class Choice:
     fits: list[Fit]
     chosen: int
     rule: str
+    rows: int
+    """Rows of the classifier's training data, and how many of them are positive."""
+    positives: int
 
     @property
     def fit(self) -> Fit:
@@ -124,7 +133,8 @@ def choose_probe(
         }
         for i, fit in enumerate(fits)
     ]
-    return Choice(points, fits, chosen, RULE if settings.C is None else GIVEN)
+    rule = RULE if settings.C is None else GIVEN
+    return Choice(points, fits, chosen, rule, len(positive), int(positive.sum()))
 
 
 def cross_validate(

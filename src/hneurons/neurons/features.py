@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,24 @@ from hneurons.types import Region
 
 SCALE = 256.0
 """float16 keeps 11 bits from 6e-5 up; times 256, contributions from 2.4e-7 to 255 keep them."""
+LARGEST = float(np.finfo(np.float16).max)
+
+
+def settle(folder: Path, layout: dict[str, Any], paths: Sequence[Path], create: Callable[[Path], None]) -> None:
+    """Make a feature folder: its files by `create`, then layout.json; or check that it was made for this layout.
+
+    Raises:
+        RunError: the folder holds features of another shape.
+    """
+    if (folder / "layout.json").exists():
+        if read_json(folder / "layout.json") != layout:
+            raise RunError(f"{folder} holds features of another shape.", "Delete that folder and run again.")
+        return
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            create(path)
+    write_json(folder / "layout.json", layout)
 
 
 class FeatureStore:
@@ -41,15 +59,7 @@ class FeatureStore:
             "scale": SCALE,
             "regions": [str(region) for region in self.regions],
         }
-        if (folder / "layout.json").exists():
-            if read_json(folder / "layout.json") != layout:
-                raise RunError(f"{folder} holds features of another shape.", "Delete that folder and run again.")
-        else:
-            with storage_errors(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                for region in self.regions:
-                    self._create(folder / f"{region}.npy")
-            write_json(folder / "layout.json", layout)
+        settle(folder, layout, [folder / f"{region}.npy" for region in self.regions], self._create)
         for region in self.regions:
             path = folder / f"{region}.npy"
             try:
@@ -85,7 +95,7 @@ class FeatureStore:
         if isinstance(features, BlockFeatures):
             features = features.dense()
         assert features.shape == (len(rows), len(self.regions), self.neurons)
-        scaled = np.clip(features * SCALE, 0.0, float(np.finfo(np.float16).max)).astype(np.float16)
+        scaled = np.clip(features * SCALE, 0.0, LARGEST).astype(np.float16)
         with storage_errors(self.folder):
             for column, region in enumerate(self.regions):
                 self._arrays[region][list(rows)] = scaled[:, column]

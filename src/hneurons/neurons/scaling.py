@@ -137,13 +137,8 @@ def _by_part(model: StudyModel, neurons: Card | Iterable[NeuronId | WeightedNeur
     for neuron in wanted:
         if not layout.has(neuron):
             raise UsageError(f"{model.name} has no neuron {neuron}.", "NeuronId is (layer, expert or None, index).")
-    columns = layout.columns(wanted)
-    parts: list[tuple[FFN, Tensor]] = []
-    for start, ffn in zip(model.columns_of_parts, model.ffns, strict=True):
-        mine = columns[(columns >= start) & (columns < start + ffn.width)] - start
-        if len(mine):
-            parts.append((ffn, torch.from_numpy(np.sort(mine))))
-    return parts
+    columns = np.sort(layout.columns(wanted))
+    return [(model.ffns[position], torch.from_numpy(inside)) for position, _, inside in model.parts_with(columns)]
 
 
 def _by_expert(ffn: RoutedFFN, index: Tensor) -> dict[int, Tensor]:

@@ -14,7 +14,7 @@ from hneurons.models.parts import FFN
 from hneurons.models.weights import norms as vector_norms
 from hneurons.neurons.capture import Routed, capture
 from hneurons.neurons.card import Card
-from hneurons.neurons.cett import Passage, backbone
+from hneurons.neurons.cett import Passage, backbone, token_contributions
 
 
 def token_scores(model: StudyModel, card: Card, passage: Passage) -> NDArray[np.float64]:
@@ -23,7 +23,11 @@ def token_scores(model: StudyModel, card: Card, passage: Passage) -> NDArray[np.
     Only the card's neurons are computed: gathered from z before anything is multiplied.
     """
     card.check_fits(model.describe())
-    parts = _by_part(model, card)
+    weights = card.weights
+    parts = {
+        position: (torch.from_numpy(inside), torch.from_numpy(weights[places]))
+        for position, places, inside in model.parts_with(card.columns)
+    }
     total = torch.full((len(passage.ids),), card.probe.intercept, dtype=torch.float64)
 
     def add(position: int, ffn: FFN, z: Tensor | Routed, h: Tensor) -> None:
@@ -31,12 +35,13 @@ def token_scores(model: StudyModel, card: Card, passage: Passage) -> NDArray[np.
             return
         index, weight = parts[position]
         norms = vector_norms(ffn.columns(index), dim=0)
-        size = vector_norms(h.reshape(-1, h.shape[-1]), dim=-1)
-        share = torch.where(size > 0, 1 / size, 0.0).double().cpu()
+        h = h.reshape(-1, h.shape[-1])
         if not isinstance(z, Routed):
-            magnitude = z.reshape(-1, z.shape[-1])[:, index.to(z.device)].abs().float() * norms.to(z.device)
-            total.add_(share * (magnitude.double().cpu() @ weight))
+            chosen = z.reshape(-1, z.shape[-1])[:, index.to(z.device)]
+            total.add_(token_contributions(chosen, h, norms.to(z.device)).double().cpu() @ weight)
             return
+        size = vector_norms(h, dim=-1)
+        share = torch.where(size > 0, 1 / size, 0.0).double().cpu()
         expert = index // z.ffn.expert_width
         for piece in z.pieces(set(expert.tolist())):
             mine = expert == piece.expert
@@ -50,17 +55,6 @@ def token_scores(model: StudyModel, card: Card, passage: Passage) -> NDArray[np.
     with capture(model.ffns, add), torch.inference_mode():
         backbone(model.model)(input_ids=ids, use_cache=False)
     return total[passage.prompt_tokens :].numpy()
-
-
-def _by_part(model: StudyModel, card: Card) -> dict[int, tuple[Tensor, Tensor]]:
-    """Columns inside each FFN and their weights, by the FFN's position."""
-    columns, weights = card.columns, card.weights
-    parts: dict[int, tuple[Tensor, Tensor]] = {}
-    for position, (start, ffn) in enumerate(zip(model.columns_of_parts, model.ffns, strict=True)):
-        mine = (columns >= start) & (columns < start + ffn.width)
-        if mine.any():
-            parts[position] = (torch.from_numpy(columns[mine] - start), torch.from_numpy(weights[mine]))
-    return parts
 
 
 def showcase_rows(risks: Sequence[float], labels: Sequence[str], each: int) -> list[int]:

@@ -63,7 +63,7 @@ def random_columns(card: Card, seed: int, layer_matched: bool) -> NDArray[np.int
     if not layer_matched:
         free = np.setdiff1d(np.arange(card.model.neurons), own)
         return np.sort(rng.choice(free, size=min(len(own), len(free)), replace=False))
-    starts = np.concatenate([[0], np.cumsum(card.model.widths)])
+    starts = card.model.layout.starts
     picks: list[NDArray[np.intp]] = []
     for layer in range(card.model.layers):
         inside = own[(own >= starts[layer]) & (own < starts[layer + 1])]
@@ -81,8 +81,7 @@ def control_scores(
     """
     if not len(columns):
         return np.zeros(len(validation.length)), np.zeros(len(test.length))
-    features, positive = train.design()
-    features = np.ascontiguousarray(features[:, columns])
+    features, positive = train.of_neurons(columns).design()
     lowest = smallest_c(features, positive)
     fits = l1_path(features, positive, path_grid(lowest, 1000 * lowest, 10))
     held_out = np.ascontiguousarray(validation.features[:, columns])

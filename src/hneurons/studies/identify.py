@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ TEMPLATE_NOTE = (
 
 def identify(
     model: StudyModel | tuple[Any, Any],
-    questions: str | Path = "starter",
+    questions: str | Path | QuestionSet = "starter",
     out: str | Path = "runs/identify",
     settings: IdentifySettings | None = None,
     *,
@@ -59,7 +60,8 @@ def identify(
 
     Args:
         model: from `load_model`, or a pair of a transformers model and its tokenizer.
-        questions: `starter` or the path of a .jsonl, .json or .csv file.
+        questions: `starter`, the path of a .jsonl, .json or .csv file, or what `load_questions` returned, which is
+            taken as it is.
         out: run folder; a run that was begun there with the same settings is continued.
         settings: the paper's by default.
         engine: draws the responses; transformers in this process by default.
@@ -73,9 +75,10 @@ def identify(
     """
     study = as_study_model(model)
     settings = settings or IdentifySettings()
-    questions_used = load_questions(questions, limit=settings.limit, seed=settings.seed)
+    if not isinstance(questions, QuestionSet):
+        questions = load_questions(questions, limit=settings.limit, seed=settings.seed)
     pipeline = _Identify(
-        study, questions_used, RunFolder(out), settings, engine, judge, finder, progress or default_progress()
+        study, questions, RunFolder(out), settings, engine, judge, finder, progress or default_progress()
     )
     all_notes = [*notes, *([] if study.has_chat_template else [TEMPLATE_NOTE])]
     with pipeline.folder:
@@ -143,7 +146,7 @@ class _Identify:
             self.settings.max_new_tokens,
             self.settings.seed,
         )
-        size = self.settings.chunk
+        size, written = self.settings.chunk, len(rows)
         counts: Counter[Label] = Counter()
         with self.progress.bar("Sampling answers", len(asked)) as tick:
             for number, start in enumerate(range(0, len(asked), size)):
@@ -160,8 +163,9 @@ class _Identify:
                     new = [r for r in fresh if (r.question_id, r.sample) not in known]
                     journal.append({**to_json(r), "mean_logprob": round(r.mean_logprob, 6)} for r in new)
                     chunks.append([{"chunk": number, "responses": len(fresh)}])
+                    written += len(new)
                 counts.update(self._labels(fresh))
-        self.folder.count(questions=len(asked), responses=len(journal.read()))
+        self.folder.count(questions=len(asked), responses=written)
 
     def _engine(self) -> Engine:
         from hneurons.answers.hf import HFEngine
@@ -208,9 +212,8 @@ class _Identify:
 
     def extract(self) -> None:
         """features/: mean contribution of every neuron over each region of each example."""
-        examples = self._examples()
+        examples, store = self._kept, self._store
         passages = [passage_of(self.model, example) for example in examples]
-        store = self._store(len(examples))
         written = store.written()
         extractor = PooledExtractor(self.model, store.regions)
         plan = batches([len(passage.ids) for passage in passages], self.settings.batch_tokens)
@@ -228,14 +231,13 @@ class _Identify:
         total = (self.settings.folds + 1) * (1 if self.settings.C else self.settings.path_points)
         with self.progress.bar("Fitting the probe", total) as tick:
             choice = choose_probe(train, validation, self.settings, lambda: tick(1))
-        features, positive = train.design()
         path = {
             "format": "hneurons.path/1",
             "labelling": self.settings.labelling,
             "penalty": "l1",
             "solver": self.settings.solver,
-            "rows": len(features),
-            "positives": int(positive.sum()),
+            "rows": choice.rows,
+            "positives": choice.positives,
             "neurons": self.model.neurons,
             "rule": choice.rule,
             "chosen": choice.chosen,
@@ -277,11 +279,10 @@ class _Identify:
     def evaluate(self) -> None:
         """evaluation.json, and the metrics on the card."""
         card = Card.load(self.folder / "neurons.json")
-        examples = self._examples()
         validation, test = self._evaluation("validation"), self._evaluation("test")
         with self.progress.bar("Comparing with controls", self.settings.random_sets) as tick:
             result = evaluate(card, self._training("train"), validation, test, self.settings, lambda: tick(1))
-        shown = [example for example in examples if example.split == "test"]
+        shown = [example for example in self._kept if example.split == "test"]
         risks = card.risk(card.score(test.features)).tolist()
         rows = showcase_rows(risks, [str(example.label) for example in shown], 6)
         evaluation: Json = {
@@ -303,24 +304,25 @@ class _Identify:
 
     # -- what the stages read ---------------------------------------------------------------------
 
-    def _examples(self) -> list[Example]:
+    @cached_property
+    def _kept(self) -> list[Example]:
+        """What the stage `examples` wrote; asked for by later stages only."""
         return [example_from_json(row) for row in self.folder.journal("examples.jsonl").read()]
 
-    def _store(self, rows: int) -> FeatureStore | BlockStore:
+    @cached_property
+    def _store(self) -> FeatureStore | BlockStore:
         regions: tuple[Region, ...] = tuple(Region)
         if any(self.model.layout.experts):
             # Features of many experts are large: only the regions that the probe reads.
             regions = (Region.ANSWER, Region.OTHER, *((Region.PROMPT,) if self.settings.other == "all" else ()))
-        return feature_store(self.folder / "features", rows, self.model.layout, regions)
+        return feature_store(self.folder / "features", len(self._kept), self.model.layout, regions)
 
-    def _rows(self, split: str) -> tuple[list[Example], list[int], FeatureStore | BlockStore]:
-        examples = self._examples()
-        store = self._store(len(examples))
-        rows = [row for row, example in enumerate(examples) if example.split == split]
-        return [examples[row] for row in rows], rows, store
+    def _rows(self, split: str) -> tuple[list[Example], list[int]]:
+        rows = [row for row, example in enumerate(self._kept) if example.split == split]
+        return [self._kept[row] for row in rows], rows
 
     def _training(self, split: str) -> TrainingData:
-        examples, rows, store = self._rows(split)
+        (examples, rows), store = self._rows(split), self._store
         other = has_other = None
         if self.settings.labelling == "3-vs-1":
             counts = np.array(
@@ -342,9 +344,9 @@ class _Identify:
         )
 
     def _evaluation(self, split: str) -> EvaluationData:
-        examples, rows, store = self._rows(split)
+        examples, rows = self._rows(split)
         return EvaluationData(
-            store.read(Region.ANSWER, rows),
+            self._store.read(Region.ANSWER, rows),
             np.array([example.label is Label.HALLUCINATED for example in examples], dtype=bool),
             np.array([len(example.response.token_ids) for example in examples], dtype=np.float64),
             np.array([example.response.mean_logprob for example in examples]),
