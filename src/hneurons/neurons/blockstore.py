@@ -23,7 +23,7 @@ from hneurons.layout import Layout, short
 from hneurons.neurons.blocks import BlockFeatures
 from hneurons.neurons.features import SCALE, FeatureStore
 from hneurons.runfolder import Journal, read_json, storage_errors, write_json
-from hneurons.types import Region
+from hneurons.types import REGIONS, Region
 
 LARGEST = float(np.finfo(np.float16).max)
 
@@ -31,7 +31,7 @@ LARGEST = float(np.finfo(np.float16).max)
 class BlockStore:
     """Features of a run, as `FeatureStore` has them, with the blocks that are all zero left out."""
 
-    def __init__(self, folder: Path, rows: int, layout: Layout, regions: Sequence[Region] = tuple(Region)) -> None:
+    def __init__(self, folder: Path, rows: int, layout: Layout, regions: Sequence[Region] = REGIONS) -> None:
         self.folder = folder
         self.rows = rows
         self.neurons = layout.neurons
@@ -148,7 +148,7 @@ class BlockStore:
 
 
 def feature_store(
-    folder: Path, rows: int, layout: Layout, regions: Sequence[Region] = tuple(Region)
+    folder: Path, rows: int, layout: Layout, regions: Sequence[Region] = REGIONS
 ) -> FeatureStore | BlockStore:
     """The store that suits a model: whole rows for dense models, blocks for mixtures of experts."""
     if any(layout.experts):

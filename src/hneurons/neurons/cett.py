@@ -27,7 +27,7 @@ from hneurons.neurons.blocks import BlockFeatures
 from hneurons.neurons.capture import Capture, Routed, capture
 from hneurons.neurons.rebuild import MixtureCheck
 from hneurons.parallel import ordered, workers
-from hneurons.types import Region
+from hneurons.types import REGIONS, Region
 
 __all__ = ["Capture", "Passage", "PooledExtractor", "backbone", "batches", "capture", "token_contributions"]
 
@@ -41,18 +41,21 @@ class Passage:
     ids: tuple[int, ...]
     prompt_tokens: int
     answer: tuple[int, int]
-    """Answer tokens as a half-open range of the *response*."""
+    """Answer tokens as a half-open range of the *response*, thinking included."""
+    thinking: int = 0
+    """Tokens of the response, from the first, that are a thinking block."""
 
     def mask(self, region: Region) -> NDArray[np.bool_]:
         """Which tokens of `ids` belong to `region`; (tokens,)."""
         position = np.arange(len(self.ids))
-        response = position >= self.prompt_tokens
+        response = position >= self.prompt_tokens + self.thinking
         answer = (position >= self.prompt_tokens + self.answer[0]) & (position < self.prompt_tokens + self.answer[1])
         return {
             Region.ANSWER: answer,
             Region.OTHER: response & ~answer,
             Region.RESPONSE: response,
-            Region.PROMPT: ~response,
+            Region.PROMPT: position < self.prompt_tokens,
+            Region.THINKING: ~response & (position >= self.prompt_tokens),
         }[region]
 
 
@@ -81,7 +84,7 @@ class _Batch:
 class PooledExtractor:
     """Mean contribution of every neuron over each region, one forward pass a batch, without the LM head."""
 
-    def __init__(self, model: StudyModel, regions: Sequence[Region] = tuple(Region)) -> None:
+    def __init__(self, model: StudyModel, regions: Sequence[Region] = REGIONS) -> None:
         self.model = model
         self.regions = tuple(regions)
         self.norms = [ffn.column_norms() for ffn in model.ffns]
