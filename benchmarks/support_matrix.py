@@ -46,8 +46,8 @@ builds a tiny random model of every row from its transformers config and checks,
 - **found**: the neurons of every decoder layer are where the architecture's own code has them, and nowhere else;
 - **CETT**: equal to brute force (take one neuron's column out of the weights, run the block again, see what is lost) to
   1e-4 relative in float32 and 2e-2 in bfloat16; for experts through the routed experts, routing weight included;
-- **scale**: `hneurons.scale` moves the logits as the same factor on the weights does, alpha = 1 is bit-identical, and the
-  model is bit-identical afterwards;
+- **scale**: `hneurons.scale` moves the logits as the same factor on the weights does, alpha = 1 is bit-identical, and
+  the model is bit-identical afterwards;
 - **sample**: the built-in engine's log-probabilities in a padded batch are those of a single teacher-forced pass.
 
 `hneurons verify MODEL` runs the same checks, but for the brute force, on your model. In vision-language models the
@@ -71,7 +71,7 @@ one layer.
 | bitsandbytes int8 and nf4 | on CPU, norms from dequantised weights |
 | optimum-quanto int8 | on CPU, likewise; its int4 can't run under `torch.inference_mode` |
 | any other packing of a linear map | read by probing: column j is what the unit vector of input j writes |
-| experts in a quantised 3-D parameter | where the library's tensor can be indexed and dequantised; else load it dequantised |
+| quantised experts in 3-D parameters (FP8, MXFP4) | refused: load them dequantised |
 | tied or biased down projections | yes; a bias is part of h and belongs to no neuron |
 """
 
