@@ -285,7 +285,7 @@ def test_too_few_examples_says_how_many_and_keeps_the_answers(questions: Path, t
 def test_too_few_for_the_fit_is_found_before_the_extraction(questions: Path, tmp_path: Path):
     model = tiny.study()
     engine = tiny.ScriptedEngine(model, tiny.half_right)
-    settings = SETTINGS.model_copy(update={"per_class": 14})  # 14 x 0.2 < 5 validation examples
+    settings = SETTINGS.model_copy(update={"per_class": 11})  # too few of them fall into training or validation
     with pytest.raises(TooFewExamplesError):
         identify(model, questions, tmp_path / "out", settings, engine=engine)
     assert "extract" not in Run(tmp_path / "out").manifest["stages"]

@@ -82,19 +82,22 @@ def identify_settings(**values: Any) -> IdentifySettings:
 
 def demo_settings(limit: int | None = None) -> IdentifySettings:
     """Settings of `hneurons demo`: cooler and shorter than the paper's, since the demo model is very small."""
+    asked = limit or DEMO_QUESTIONS
     return IdentifySettings(
         temperature=DEMO_TEMPERATURE,
-        max_new_tokens=32,
-        limit=limit or DEMO_QUESTIONS,
+        max_new_tokens=DEMO_TOKENS,
+        limit=asked,
         per_class=DEMO_PER_CLASS,
         chunk=128,
+        folds=5 if asked >= 500 else 3,
     )
 
 
 DEMO_TEMPERATURE = 0.3
-DEMO_QUESTIONS = 1500
+DEMO_TOKENS = 24
+DEMO_QUESTIONS = 1400
 DEMO_PER_CLASS = 200
 DEMO_NOTE = (
-    f"The demo samples at temperature {DEMO_TEMPERATURE} and at most 32 tokens instead of the paper's 1.0 and 50: at "
-    "1.0 a model of 135 million parameters answers hardly any question right ten times out of ten."
+    f"The demo samples at temperature {DEMO_TEMPERATURE} and at most {DEMO_TOKENS} tokens instead of the paper's 1.0 "
+    "and 50: at 1.0 a model of 135 million parameters answers hardly any question right ten times out of ten."
 )

