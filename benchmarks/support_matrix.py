@@ -71,7 +71,7 @@ one layer.
 | bitsandbytes int8 and nf4 | on CPU, norms from dequantised weights |
 | optimum-quanto int8 | on CPU, likewise; its int4 can't run under `torch.inference_mode` |
 | any other packing of a linear map | read by probing: column j is what the unit vector of input j writes |
-| experts in a quantised 3-D parameter | where its tensor can be indexed and dequantised; else load it dequantised |
+| quantised experts in 3-D parameters (FP8, MXFP4) | refused: load them dequantised |
 | tied or biased down projections | yes; a bias is part of h and belongs to no neuron |
 """
 

@@ -18,7 +18,7 @@ from hneurons.models.ffn import find_ffns
 from hneurons.models.load import StudyModel
 from hneurons.neurons.cett import PooledExtractor
 from hneurons.neurons.scaling import scale
-from hneurons.types import Region
+from hneurons.types import REGIONS
 
 SUPPORTED = [row for row in architectures.ROWS if not row.refused]
 REFUSED = [row for row in architectures.ROWS if row.refused]
@@ -55,7 +55,7 @@ def test_contributions_equal_brute_force(row: Row, dtype: torch.dtype):
     features = extractor(batch) if dtype is torch.float32 else alone
     for place, passage in enumerate(batch[:2]):
         shares = brute.contributions(model, row, passage)
-        for column, region in enumerate(Region):
+        for column, region in enumerate(REGIONS):
             tokens = passage.mask(region)
             if not tokens.any():
                 continue

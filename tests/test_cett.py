@@ -16,7 +16,7 @@ from hneurons.models.load import StudyModel
 from hneurons.models.parts import FFN
 from hneurons.neurons.capture import capture
 from hneurons.neurons.cett import Passage, PooledExtractor, backbone, batches, token_contributions
-from hneurons.types import Region
+from hneurons.types import REGIONS, Region
 
 
 def passages(seed: int = 0) -> list[Passage]:
@@ -58,11 +58,11 @@ def test_equals_silencing_one_neuron_at_a_time(kind: str, double: bool):
     tolerance = {"rtol": 1e-5, "atol": 1e-9 if double else 1e-6}
     batch = passages()
     features = PooledExtractor(model)(batch)
-    assert features.shape == (4, len(Region), 144)
+    assert features.shape == (4, len(REGIONS), 144)
     assert features.dtype == np.float32
     for row, passage in enumerate(batch):
         shares = brute_force(model, passage)
-        for column, region in enumerate(Region):
+        for column, region in enumerate(REGIONS):
             tokens = passage.mask(region)
             expected = shares[tokens].mean(axis=0) if tokens.any() else np.zeros(144)
             np.testing.assert_allclose(features[row, column], expected, **tolerance)
@@ -86,9 +86,9 @@ def test_rows_keep_their_order(llama: StudyModel):
 def test_answer_and_other_make_up_the_response(llama: StudyModel):
     batch = passages(1)
     features = PooledExtractor(llama)(batch)
-    column = {region: i for i, region in enumerate(Region)}
+    column = {region: i for i, region in enumerate(REGIONS)}
     for row, passage in enumerate(batch):
-        masks = {region: passage.mask(region) for region in Region}
+        masks = {region: passage.mask(region) for region in REGIONS}
         answer, other = masks[Region.ANSWER], masks[Region.OTHER]
         assert not (answer & other).any()
         np.testing.assert_array_equal(answer | other, masks[Region.RESPONSE])
@@ -109,8 +109,8 @@ def test_only_the_regions_asked_for_in_their_order(llama: StudyModel):
     batch = passages()
     every = PooledExtractor(llama)(batch)
     two = PooledExtractor(llama, [Region.PROMPT, Region.ANSWER])(batch)
-    np.testing.assert_array_equal(two[:, 0], every[:, list(Region).index(Region.PROMPT)])
-    np.testing.assert_array_equal(two[:, 1], every[:, list(Region).index(Region.ANSWER)])
+    np.testing.assert_array_equal(two[:, 0], every[:, list(REGIONS).index(Region.PROMPT)])
+    np.testing.assert_array_equal(two[:, 1], every[:, list(REGIONS).index(Region.ANSWER)])
 
 
 def test_token_contributions_of_a_silent_layer_are_zero():

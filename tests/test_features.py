@@ -11,13 +11,13 @@ from hypothesis.extra import numpy as arrays
 from hneurons.errors import RunError, StorageError
 from hneurons.neurons.features import FeatureStore
 from hneurons.runfolder import Journal
-from hneurons.types import Region
+from hneurons.types import REGIONS, Region
 
-REGIONS = len(Region)
+WIDE = len(REGIONS)
 
 
 def block(rows: int, neurons: int = 5, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).random((rows, REGIONS, neurons)).astype(np.float32)
+    return np.random.default_rng(seed).random((rows, WIDE, neurons)).astype(np.float32)
 
 
 def filled(folder: Path) -> FeatureStore:
@@ -30,13 +30,13 @@ def filled(folder: Path) -> FeatureStore:
 
 @settings(max_examples=60)
 @given(
-    arrays.arrays(np.float32, (3, REGIONS, 4), elements=st.floats(2**-22, 255, width=32) | st.just(0.0)),
+    arrays.arrays(np.float32, (3, WIDE, 4), elements=st.floats(2**-22, 255, width=32) | st.just(0.0)),
     st.permutations([0, 1, 2]),
 )
 def test_round_trip_keeps_eleven_bits(tmp_path_factory: pytest.TempPathFactory, features, rows):
     store = FeatureStore(tmp_path_factory.mktemp("store") / "features", 3, 4)
     store.write(rows, features)
-    for column, region in enumerate(Region):
+    for column, region in enumerate(REGIONS):
         read = store.read(region, rows)
         assert read.dtype == np.float32
         np.testing.assert_allclose(read, features[:, column], rtol=2**-11, atol=0)
@@ -44,7 +44,7 @@ def test_round_trip_keeps_eleven_bits(tmp_path_factory: pytest.TempPathFactory, 
 
 def test_what_is_too_large_or_too_small_stays_finite(tmp_path: Path):
     store = FeatureStore(tmp_path / "features", 1, 3)
-    store.write([0], np.broadcast_to(np.array([1e9, 1e-12, 0.0], np.float32), (1, REGIONS, 3)))
+    store.write([0], np.broadcast_to(np.array([1e9, 1e-12, 0.0], np.float32), (1, WIDE, 3)))
     read = store.read(Region.ANSWER, [0])[0]
     assert 250 < read[0] < 256
     assert 0 <= read[1] < 1e-9
@@ -57,9 +57,9 @@ def test_the_files_can_be_read_without_this_package(tmp_path: Path):
     for column, region in enumerate(["answer", "other", "response", "prompt"]):
         array = np.load(tmp_path / f"features/{region}.npy")
         assert (array.shape, array.dtype) == ((6, 5), np.float16)
-        expected = block(2, seed=1)[:, list(Region).index(Region(region))]
+        expected = block(2, seed=1)[:, list(REGIONS).index(Region(region))]
         np.testing.assert_allclose(array[:2] / layout["scale"], expected, rtol=1e-3)
-        assert layout["regions"][column] == list(Region)[column]
+        assert layout["regions"][column] == list(REGIONS)[column]
     lines = (tmp_path / "features/index.jsonl").read_text().splitlines()
     assert sorted(row for line in lines for row in json.loads(line)["rows"]) == [0, 1, 2, 3]
 

@@ -14,7 +14,7 @@ from hneurons.neurons.features import FeatureStore
 from hneurons.results import Run
 from hneurons.settings import IdentifySettings, identify_settings
 from hneurons.studies.identify import identify
-from hneurons.types import Label, Question, Region
+from hneurons.types import REGIONS, Label, Question
 
 DOCS = Path(__file__).parents[1] / "docs/run-folder.md"
 SETTINGS = IdentifySettings(
@@ -120,7 +120,7 @@ def test_every_documented_file_is_there(run: Run):
     names = [name for cell in table for name in re.findall(r"`([^`]+)`", cell)]
     assert len(names) >= 9
     assert [name for name in names if not (run.path / name).exists()] == []
-    assert all((run.path / f"features/{region}.npy").is_file() for region in Region)
+    assert all((run.path / f"features/{region}.npy").is_file() for region in REGIONS)
     assert not [name for name in files(run.path) if name.endswith(".tmp")]
 
 
@@ -167,7 +167,7 @@ def test_features_are_those_of_the_examples_in_order(run: Run):
     assert store.written() == set(range(len(examples)))
     for row in (0, len(examples) // 2, len(examples) - 1):
         direct = PooledExtractor(model)([passage_of(model, examples[row])])[0]
-        for column, region in enumerate(Region):
+        for column, region in enumerate(REGIONS):
             np.testing.assert_allclose(store.read(region, [row])[0], direct[column], rtol=2e-3, atol=1e-5)
 
 

@@ -32,7 +32,7 @@ from hneurons.neurons.tokens import token_scores
 from hneurons.neurons.verify import verify
 from hneurons.settings import IdentifySettings
 from hneurons.studies.identify import identify
-from hneurons.types import NeuronId, Region
+from hneurons.types import REGIONS, NeuronId, Region
 
 EXPERTS, WIDTH, HIDDEN = 5, 12, 32
 
@@ -112,7 +112,7 @@ def test_a_list_of_experts_equals_brute_force(options: dict[str, Any]):
     passage = brute.passages(vocabulary=330)[1]
     features = PooledExtractor(model)([passage])[0]
     shares = brute.contributions(model, truth, passage)
-    for column, region in enumerate(Region):
+    for column, region in enumerate(REGIONS):
         tokens = passage.mask(region)
         if tokens.any():
             np.testing.assert_allclose(features[column], shares[tokens].mean(axis=0), rtol=1e-4, atol=1e-7)
@@ -348,3 +348,13 @@ def test_passes_of_several_threads_do_not_mix(name: str, monkeypatch: pytest.Mon
     for one, other in zip([*alone, *scaled], [*together, *scaled_together], strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
     assert not any("forward" in module.__dict__ for module in model.model.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
+def test_quantised_experts_are_refused(dtype: torch.dtype):
+    made = architectures.network(architectures.row("MixtralForCausalLM"))
+    experts = made.model.layers[0].mlp.experts
+    experts.down_proj = nn.Parameter(experts.down_proj.to(dtype), requires_grad=False)
+    with pytest.raises(UnsupportedModelError, match="quantised") as caught:
+        find_ffns(made)
+    assert "dequantised" in caught.value.remedy

@@ -20,7 +20,7 @@ import tiny
 from hneurons.runfolder import RunFolder
 from hneurons.settings import IdentifySettings
 from hneurons.studies.identify import identify
-from hneurons.types import Question, Region, Verdict
+from hneurons.types import REGIONS, Question, Verdict
 
 # Children are forked from a server that has imported the heavy libraries once.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -106,7 +106,7 @@ def check_same(out: Path, whole: Path) -> None:
     assert set(state(out).values()) == {"done"}
     for name in SAME:
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
-    for region in Region:
+    for region in REGIONS:
         one, other = np.load(out / f"features/{region}.npy"), np.load(whole / f"features/{region}.npy")
         np.testing.assert_array_equal(one, other)
     own, reference = RunFolder(out).load(), RunFolder(whole).load()

@@ -19,7 +19,8 @@ from hneurons.models.ffn import find_ffns
 from hneurons.models.load import StudyModel
 from hneurons.neurons import capture as capturing
 from hneurons.neurons import scaling
-from hneurons.neurons.verify import NAMES, Verification, ranges, verify
+from hneurons.neurons.certificate import Verification, ranges
+from hneurons.neurons.verify import NAMES, verify
 
 SUPPORTED = [row for row in architectures.ROWS if not row.refused]
 

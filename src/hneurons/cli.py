@@ -62,6 +62,9 @@ def identify(
     top_k: Annotated[int | None, typer.Option(help="0 for no limit. [50]")] = None,
     top_p: Annotated[float | None, typer.Option(help="[0.9]")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="[50]")] = None,
+    thinking: Annotated[
+        int | None, typer.Option(help="Let a reasoning model think for so many tokens first. [not at all]")
+    ] = None,
     per_class: Annotated[int | None, typer.Option(help="Stop at this many examples of each class. [1000]")] = None,
     labelling: Annotated[str | None, typer.Option(help="3-vs-1 or 1-vs-1. [3-vs-1]")] = None,
     other: Annotated[str | None, typer.Option(help="The other tokens: response or all. [response]")] = None,
@@ -86,6 +89,7 @@ def identify(
         top_k=top_k,
         top_p=top_p,
         max_new_tokens=max_new_tokens,
+        thinking=thinking,
         per_class=per_class,
         labelling=labelling,
         other=other,

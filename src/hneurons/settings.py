@@ -23,6 +23,9 @@ class IdentifySettings(BaseModel):
     """0 for no limit."""
     top_p: float = Field(default=0.9, gt=0, le=1)
     max_new_tokens: int = Field(default=50, ge=1)
+    """After the thinking block, if there is one."""
+    thinking: int | None = Field(default=None, ge=1)
+    """Let a reasoning model think for so many tokens before it answers; otherwise it is told not to."""
     seed: int = Field(default=0, ge=0)
     limit: int | None = Field(default=None, ge=1)
     """Use a random sample of this many questions."""

@@ -33,9 +33,15 @@ class Region(StrEnum):
     OTHER = "other"
     """Response tokens outside the answer, the end-of-turn token included."""
     RESPONSE = "response"
-    """All response tokens."""
+    """All response tokens after the thinking block."""
     PROMPT = "prompt"
     """All tokens before the response: chat template and question."""
+    THINKING = "thinking"
+    """The thinking block of a reasoning model; no other region has any of its tokens."""
+
+
+REGIONS = (Region.ANSWER, Region.OTHER, Region.RESPONSE, Region.PROMPT)
+"""The regions of every example; a reasoning model's have `Region.THINKING` too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +81,21 @@ class Response:
     """`stop` (the model ended its turn) or `length` (cut by the token limit)."""
     verdict: Verdict | None = None
     judge: str = ""
+    thinking: str = ""
+    """The thinking block, which `text` leaves out."""
+    thinking_tokens: int = 0
+    """How many of `token_ids`, from the first, belong to it."""
+
+    @property
+    def said(self) -> tuple[int, ...]:
+        """The tokens after the thinking block, which write `text`."""
+        return self.token_ids[self.thinking_tokens :]
 
     @property
     def mean_logprob(self) -> float:
-        """Mean token log-probability; 0.0 for an empty response."""
-        return sum(self.logprobs) / len(self.logprobs) if self.logprobs else 0.0
+        """Mean log-probability of the tokens after the thinking block; 0.0 if there are none."""
+        said = self.logprobs[self.thinking_tokens :]
+        return sum(said) / len(said) if said else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +124,7 @@ class Example:
     response: Response
     answer_chars: Span
     answer_tokens: Span
-    """Tokens of the response, 0 = the first generated token."""
+    """Tokens of the response, 0 = the first generated token, thinking included."""
     prompt_tokens: int
     agreement: int
     """How many samples agreed with the label."""

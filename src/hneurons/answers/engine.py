@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from hneurons.types import Question, Response
 
+CLOSING = 32
+"""Room for the tokens that open and close a thinking block."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -22,7 +25,15 @@ class Sampling:
     top_k: int = 50
     top_p: float = 0.9
     max_new_tokens: int = 50
+    """After the thinking block, if there is one."""
     seed: int = 0
+    thinking: int = 0
+    """Thinking tokens after which the block is closed; 0 if the model isn't to think."""
+
+    @property
+    def steps(self) -> int:
+        """Tokens that a response may have at most: thinking, the mark that closes it, and what is said."""
+        return self.max_new_tokens + (self.thinking + CLOSING if self.thinking else 0)
 
 
 @dataclass(frozen=True)
@@ -42,10 +53,10 @@ class Engine(Protocol):
 
 
 def uniforms(sampling: Sampling, request: Request) -> NDArray[np.float64]:
-    """The random numbers of one response, one a token: (max_new_tokens,).
+    """The random numbers of one response, one a token: (steps,).
 
     They depend on the seed, the question's id and the sample number alone, not on the batch the request is in.
     """
     key = hashlib.sha256(f"{sampling.seed}/{request.question.id}/{request.sample}".encode()).digest()
     generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little")))
-    return generator.random(sampling.max_new_tokens)
+    return generator.random(sampling.steps)

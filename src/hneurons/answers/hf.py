@@ -17,7 +17,8 @@ from transformers import DynamicCache
 
 from hneurons.answers.engine import Request, Sampling, uniforms
 from hneurons.answers.kvcache import allows_gaps, common_prefix, fork, is_recurrent, new_cache, padded, select
-from hneurons.answers.text import decode
+from hneurons.answers.text import decode, pieces
+from hneurons.answers.thinking import MARKS, Budget, Marks, left_open, thinking_tokens
 from hneurons.errors import NumericError, UnsupportedModelError
 from hneurons.models.load import StudyModel
 from hneurons.parallel import ordered, workers
@@ -47,6 +48,8 @@ class HFEngine:
         self._prompts: dict[str, tuple[int, ...]] = {}
         self._prefilled: dict[tuple[int, ...], Prefilled] = {}
         self._pieces: dict[int, str] = {}
+        self._raw_pieces: dict[int, str] = {}
+        self._opened: dict[str, Marks | None] = {}
         self._recurrent = is_recurrent(new_cache(model.model.config))
         self._checked = False
 
@@ -60,15 +63,15 @@ class HFEngine:
             question = request.question.question
             if question not in self._prompts:
                 self._prompts[question] = tuple(self.model.prompt_ids(question))
+                self._opened[question] = left_open(self.model.prompt(question))
         prompts = [self._prompts[request.question.question] for request in requests]
         responses: dict[int, Response] = {}
-        if self._recurrent and prompts:
+        if self._recurrent and prompts and not self._checked:
             self._check_state(prompts[0])
         with workers(self.model.device, alone=self.model.is_moved) as pool:
             if any(prompt not in self._prefilled for prompt in prompts):
                 self._prefilled = {}  # free the old ones before the new ones are made
-                distinct = list(dict.fromkeys(prompts))
-                groups = self._batches(distinct)
+                groups = self._groups(list(dict.fromkeys(prompts)))
                 for made in ordered(pool, self._prefill, groups, ahead=len(groups)):
                     self._prefilled.update(dict.fromkeys(made.rows, made))
             by_batch: dict[int, list[int]] = {}
@@ -88,20 +91,18 @@ class HFEngine:
                 responses.update(zip(part, made, strict=True))
         return [responses[position] for position in range(len(requests))]
 
-    def _batches(self, prompts: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
-        """Prompts that are prefilled together."""
-        groups = [prompts]
-        if self._recurrent:
-            # A recurrent state would run through the padding of shorter prompts.
-            lengths = sorted({len(prompt) for prompt in prompts})
-            groups = [[prompt for prompt in prompts if len(prompt) == length] for length in lengths]
+    def _groups(self, prompts: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+        """Prompts that are prefilled together; of one length where a recurrent state would run through padding."""
+        kinds: dict[int, list[tuple[int, ...]]] = {}
+        for prompt in prompts:
+            kinds.setdefault(len(prompt) if self._recurrent else 0, []).append(prompt)
         size = self.prompts_a_batch
-        return [group[i : i + size] for group in groups for i in range(0, len(group), size)]
+        return [kind[i : i + size] for kind in kinds.values() for i in range(0, len(kind), size)]
 
     @torch.inference_mode()
     def _check_state(self, prompt: tuple[int, ...]) -> None:
         """Refuse, once, a model that keeps part of its state outside of the cache: its rows would get mixed up."""
-        if self._checked or len(prompt) < 2:
+        if len(prompt) < 2:
             return
         ids, mask = padded([prompt], self.model.device)
         positions = mask.cumsum(-1) - 1
@@ -154,16 +155,19 @@ class HFEngine:
         cache = fork(start.cache, pick)
         logits, mask = start.logits[pick], start.mask[pick]
         random = torch.from_numpy(np.stack([uniforms(sampling, request) for request in requests]))
+        budgets = self._budgets(requests, sampling)
         ends = set(self.model.end_ids)
         tokens: list[list[int]] = [[] for _ in requests]
         logprobs: list[list[float]] = [[] for _ in requests]
         reasons = ["length"] * len(requests)
         alive = list(range(len(requests)))  # which request each row of the cache belongs to
         running = [True] * len(requests)
-        for step in range(sampling.max_new_tokens):
+        for step in range(sampling.steps):
             if bool(torch.isnan(logits).any()):
                 raise NumericError("The model's logits are NaN.", "Load the model with --dtype float32.")
             chosen, logprob = draw(logits, random[alive, step].to(logits.device), sampling)
+            if budgets:
+                chosen, logprob = _close_thinking([budgets[request] for request in alive], logits, chosen, logprob)
             for row, (token, value) in enumerate(zip(chosen.tolist(), logprob.tolist(), strict=True)):
                 request = alive[row]
                 if not running[request]:
@@ -176,8 +180,11 @@ class HFEngine:
                 logprobs[request].append(value)
                 if token in ends:
                     reasons[request], running[request] = "stop", False
+                elif budgets:
+                    budgets[request].add(self._raw_piece(token))
+                    running[request] = not budgets[request].is_full(sampling.max_new_tokens)
             keep = [row for row, request in enumerate(alive) if running[request]]
-            if not keep or step + 1 == sampling.max_new_tokens:
+            if not keep or step + 1 == sampling.steps:
                 break
             if len(keep) <= 0.8 * len(alive):
                 # Copying the cache costs about as much as a step, so rows leave in groups.
@@ -194,12 +201,41 @@ class HFEngine:
             self._pieces[token] = decode(self.model, [token])
         return self._pieces[token]
 
+    def _raw_piece(self, token: int) -> str:
+        if token not in self._raw_pieces:
+            self._raw_pieces[token] = pieces(self.model, [token])[0]
+        return self._raw_pieces[token]
+
+    def _budgets(self, requests: Sequence[Request], sampling: Sampling) -> list[Budget]:
+        if not sampling.thinking:
+            return []
+        force = {marks: self.model.tokenizer.encode(marks.force, add_special_tokens=False) for marks in MARKS}
+        return [Budget(sampling.thinking, force, self._opened[request.question.question]) for request in requests]
+
     def _response(
         self, request: Request, tokens: list[int], logprobs: list[float], reason: str, ends: set[int]
     ) -> Response:
-        text = decode(self.model, [token for token in tokens if token not in ends])
+        spoken = [token for token in tokens if token not in ends]
+        opened = self._opened[request.question.question] is not None
+        count = thinking_tokens([self._raw_piece(token) for token in spoken], opened)
+        text, thought = decode(self.model, spoken[count:]), decode(self.model, spoken[:count])
+        if count and count == len(spoken):
+            count = len(tokens)  # nothing was said: the end of the turn too is no part of a response
         rounded = tuple(round(value, 6) for value in logprobs)
-        return Response(request.question.id, request.sample, text, tuple(tokens), rounded, reason)
+        return Response(
+            request.question.id, request.sample, text, tuple(tokens), rounded, reason,
+            thinking=thought, thinking_tokens=count,
+        )  # fmt: skip
+
+
+def _close_thinking(budgets: list[Budget], logits: Tensor, chosen: Tensor, logprob: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, with the closing mark where a thinking budget is used up; its log-probability is the model's own."""
+    for row, budget in enumerate(budgets):
+        token = budget.forced()
+        if token is not None:
+            chosen[row] = token
+            logprob[row] = logits[row, token] - torch.logsumexp(logits[row], dim=-1)
+    return chosen, logprob
 
 
 def draw(logits: Tensor, random: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:

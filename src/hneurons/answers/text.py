@@ -15,6 +15,14 @@ def decode(model: StudyModel, ids: Sequence[int]) -> str:
     return str(text)
 
 
+def pieces(model: StudyModel, ids: Sequence[int]) -> list[str]:
+    """What each token writes by itself, special tokens included: enough to find marks in, not to read."""
+    written: Any = model.tokenizer.batch_decode(
+        [[token] for token in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    return [str(piece) for piece in written]
+
+
 def token_offsets(model: StudyModel, ids: Sequence[int], text: str) -> list[tuple[int, int]]:
     """Characters [start, end) of `text` that each token wrote; empty for end-of-turn tokens.
 

@@ -207,6 +207,11 @@ def _packed(index: int, path: str, module: nn.Module, block: nn.Module, residual
             "neuron adds there depends on the projection after it.",
             "Measure another model of the family; docs/support-matrix.md lists what works.",
         )
+    if not down.is_floating_point() or down.dtype.itemsize < 2:
+        raise UnsupportedModelError(
+            f"The experts of {name} are quantised ({str(down.dtype).removeprefix('torch.')}).",
+            "Load the model dequantised, e.g. from a bfloat16 checkpoint.",
+        )
     kind = SortedFFN if name == "Llama4TextExperts" else PackedFFN
     # Llama 4's class doesn't say so, but stores its matrices the other way round.
     transposed = transposed or kind is SortedFFN

@@ -49,6 +49,8 @@ class StudyModel:
     tokenizer: PreTrainedTokenizerBase
     revision: str | None = None
     ffns: list[FFN] = field(default_factory=list[FFN])
+    thinking: bool = False
+    """Whether prompts ask a reasoning model to think first, where its chat template knows how."""
 
     @property
     def device(self) -> torch.device:
@@ -112,8 +114,10 @@ class StudyModel:
         """The text the model continues when asked `question` as one user turn."""
         if not self.has_chat_template:
             return f"Question: {question}\nAnswer:"
+        template = str(self.tokenizer.chat_template)
+        options: dict[str, Any] = {name: self.thinking for name in ("enable_thinking", "thinking") if name in template}
         text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": question + ANSWER_ONLY}], tokenize=False, add_generation_prompt=True
+            [{"role": "user", "content": question + ANSWER_ONLY}], tokenize=False, add_generation_prompt=True, **options
         )
         assert isinstance(text, str)
         return text

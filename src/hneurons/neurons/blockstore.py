@@ -23,13 +23,13 @@ from hneurons.layout import Layout, short
 from hneurons.neurons.blocks import BlockFeatures
 from hneurons.neurons.features import LARGEST, SCALE, FeatureStore, settle
 from hneurons.runfolder import Journal, storage_errors
-from hneurons.types import Region
+from hneurons.types import REGIONS, Region
 
 
 class BlockStore:
     """Features of a run, as `FeatureStore` has them, with the blocks that are all zero left out."""
 
-    def __init__(self, folder: Path, rows: int, layout: Layout, regions: Sequence[Region] = tuple(Region)) -> None:
+    def __init__(self, folder: Path, rows: int, layout: Layout, regions: Sequence[Region] = REGIONS) -> None:
         self.folder = folder
         self.rows = rows
         self.neurons = layout.neurons
@@ -138,7 +138,7 @@ class BlockStore:
 
 
 def feature_store(
-    folder: Path, rows: int, layout: Layout, regions: Sequence[Region] = tuple(Region)
+    folder: Path, rows: int, layout: Layout, regions: Sequence[Region] = REGIONS
 ) -> FeatureStore | BlockStore:
     """The store that suits a model: whole rows for dense models, blocks for mixtures of experts."""
     if any(layout.experts):

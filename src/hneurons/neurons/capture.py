@@ -40,17 +40,30 @@ the output of the whole layer. Models that lay batch and tokens out in one dimen
 
 
 @contextmanager
-def capture(ffns: Sequence[FFN], callback: Capture) -> Generator[None]:
-    """Call `callback` with z and h of every FFN in each forward pass inside the block; hooks always come off."""
+def capture(ffns: Sequence[FFN], callback: Capture, *, every_thread: bool = False) -> Generator[None]:
+    """Call `callback` with z and h of every FFN in each forward pass inside the block; hooks always come off.
+
+    Args:
+        ffns: the FFNs to see.
+        callback: see `Capture`.
+        every_thread: also passes of other threads, in which the callback then runs. Several workers may run the
+            model at once: without this, only the passes of the thread that opened the block are seen.
+    """
+    owner = None if every_thread else threading.get_ident()
+
+    def call(position: int, ffn: FFN, z: Tensor | Routed, h: Tensor) -> None:
+        if owner is None or threading.get_ident() == owner:
+            callback(position, ffn, z, h)
+
     with ExitStack() as stack:
         groups: dict[tuple[int, ...], _Mixture] = {}
         for position, ffn in enumerate(ffns):
             if ffn.block is None:
-                handle = ffn.down.register_forward_hook(_dense_hook(position, ffn, callback))
+                handle = ffn.down.register_forward_hook(_dense_hook(position, ffn, call))
                 stack.callback(handle.remove)
             else:
                 key = tuple(id(block) for block in ffn.blocks)
-                groups.setdefault(key, _Mixture(ffn.blocks, callback)).parts.append((position, ffn))
+                groups.setdefault(key, _Mixture(ffn.blocks, call)).parts.append((position, ffn))
         for group in groups.values():
             group.attach(stack)
         yield

@@ -27,7 +27,7 @@ from hneurons.neurons.blocks import BlockFeatures
 from hneurons.neurons.capture import Routed, capture
 from hneurons.neurons.rebuild import MixtureCheck
 from hneurons.parallel import ordered, workers
-from hneurons.types import Region
+from hneurons.types import REGIONS, Region
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,21 @@ class Passage:
     ids: tuple[int, ...]
     prompt_tokens: int
     answer: tuple[int, int]
-    """Answer tokens as a half-open range of the *response*."""
+    """Answer tokens as a half-open range of the *response*, thinking included."""
+    thinking: int = 0
+    """Tokens of the response, from the first, that are a thinking block."""
 
     def mask(self, region: Region) -> NDArray[np.bool_]:
         """Which tokens of `ids` belong to `region`; (tokens,)."""
         position = np.arange(len(self.ids))
-        response = position >= self.prompt_tokens
+        response = position >= self.prompt_tokens + self.thinking
         answer = (position >= self.prompt_tokens + self.answer[0]) & (position < self.prompt_tokens + self.answer[1])
         return {
             Region.ANSWER: answer,
             Region.OTHER: response & ~answer,
             Region.RESPONSE: response,
-            Region.PROMPT: ~response,
+            Region.PROMPT: position < self.prompt_tokens,
+            Region.THINKING: ~response & (position >= self.prompt_tokens),
         }[region]
 
 
@@ -79,7 +82,7 @@ class _Batch:
 class PooledExtractor:
     """Mean contribution of every neuron over each region, one forward pass a batch, without the LM head."""
 
-    def __init__(self, model: StudyModel, regions: Sequence[Region] = tuple(Region)) -> None:
+    def __init__(self, model: StudyModel, regions: Sequence[Region] = REGIONS) -> None:
         self.model = model
         self.regions = tuple(regions)
         self.norms = [ffn.column_norms() for ffn in model.ffns]
@@ -103,7 +106,8 @@ class PooledExtractor:
         if groups:
             self._check_mixtures(groups[0])
         alone = self.model.is_moved
-        with capture(self.model.ffns, self._pool), workers(self.model.device, alone=alone) as pool:
+        see = capture(self.model.ffns, self._pool, every_thread=True)
+        with see, workers(self.model.device, alone=alone) as pool:
             yield from ordered(pool, self._forward, groups)
 
     def _check_mixtures(self, passages: Sequence[Passage]) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hneurons.errors import RunError
 from hneurons.neurons.blocks import BlockFeatures
 from hneurons.runfolder import Journal, read_json, storage_errors, write_json
-from hneurons.types import Region
+from hneurons.types import REGIONS, Region
 
 SCALE = 256.0
 """float16 keeps 11 bits from 6e-5 up; times 256, contributions from 2.4e-7 to 255 keep them."""
@@ -44,7 +44,7 @@ class FeatureStore:
     the rows of one batch and never leaves a row half true.
     """
 
-    def __init__(self, folder: Path, rows: int, neurons: int, regions: Sequence[Region] = tuple(Region)) -> None:
+    def __init__(self, folder: Path, rows: int, neurons: int, regions: Sequence[Region] = REGIONS) -> None:
         self.folder = folder
         self.rows = rows
         self.neurons = neurons

@@ -23,10 +23,12 @@ def rebuild(ffn: FFN, z: Tensor | Routed, rows: Tensor) -> Tensor:
         rows: tokens, numbered through the batch.
     """
     if not isinstance(z, Routed):
-        flat = z.reshape(-1, z.shape[-1])[rows].float()
-        out = flat @ ffn.weight().float().T.to(flat.device)
+        # Wider than the model: in its own type this would be the very product that made h.
+        wide = torch.float32 if z.device.type == "mps" else torch.float64
+        flat = z.reshape(-1, z.shape[-1])[rows].to(wide)
+        out = flat @ ffn.weight().to(wide).T.to(flat.device)
         bias = ffn.bias()
-        return out if bias is None else out + bias.float().to(out.device)
+        return (out if bias is None else out + bias.to(wide).to(out.device)).float()
     routed: RoutedFFN = z.ffn
     out = torch.zeros(len(rows), routed.hidden, device=rows.device)
     for piece in z.pieces():

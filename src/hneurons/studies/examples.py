@@ -12,7 +12,7 @@ from hneurons.answers.normalise import normalise
 from hneurons.answers.spans import SpanFinder, to_token_span
 from hneurons.answers.text import span_text, token_offsets
 from hneurons.models.load import StudyModel
-from hneurons.types import Example, Label, Question, Response, Verdict
+from hneurons.types import Example, Label, Question, Response, Span, Verdict
 
 NO_SPAN, NO_TOKENS, CLASS_FULL, NOT_ASKED = "no answer span", "no answer tokens", "class full", "not asked"
 SPLITS = ("train", "validation", "test")
@@ -84,9 +84,11 @@ def _example(
     chars = finder.find(question.question, response.text)
     if chars is None:
         return NO_SPAN
-    tokens = to_token_span(chars, token_offsets(model, response.token_ids, response.text))
+    tokens = to_token_span(chars, token_offsets(model, response.said, response.text))
     if tokens is None:
         return NO_TOKENS
+    before = response.thinking_tokens
+    tokens = Span(tokens.start + before, tokens.end + before)
     return Example(
         question_id=question.id,
         question=question.question,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from hneurons.answers.engine import Engine, Sampling
 from hneurons.answers.judge import AliasJudge, Judge
 from hneurons.answers.spans import RuleSpanFinder, SpanFinder
 from hneurons.answers.text import span_text, token_offsets
-from hneurons.errors import TooFewExamplesError
+from hneurons.answers.thinking import left_open
+from hneurons.errors import TooFewExamplesError, UsageError
 from hneurons.models.load import StudyModel, as_study_model
 from hneurons.neurons.blockstore import BlockStore, feature_store
 from hneurons.neurons.card import Card
@@ -36,7 +37,7 @@ from hneurons.settings import IdentifySettings
 from hneurons.studies.examples import make_examples
 from hneurons.studies.existence import EvaluationData, evaluate, verdict
 from hneurons.studies.records import example_from_json, passage_of, response_from_json
-from hneurons.types import Example, Label, Region, Response, to_json
+from hneurons.types import REGIONS, Example, Label, Region, Response, Span, to_json
 
 TEMPLATE_NOTE = (
     "The tokenizer has no chat template: each question was asked as 'Question: ... Answer:', and a response ends with "
@@ -73,8 +74,10 @@ def identify(
     Raises:
         HNeuronsError: one of its children (see `hneurons.errors`), with the remedy in the message.
     """
-    study = as_study_model(model)
     settings = settings or IdentifySettings()
+    study = replace(as_study_model(model), thinking=settings.thinking is not None)
+    if settings.thinking is None and left_open(study.prompt("Who?")):
+        raise UsageError(f"{study.name} always thinks before it answers.", "Give its budget, e.g. --thinking 1000.")
     if not isinstance(questions, QuestionSet):
         questions = load_questions(questions, limit=settings.limit, seed=settings.seed)
     pipeline = _Identify(
@@ -145,6 +148,7 @@ class _Identify:
             self.settings.top_p,
             self.settings.max_new_tokens,
             self.settings.seed,
+            self.settings.thinking or 0,
         )
         size, written = self.settings.chunk, len(rows)
         counts: Counter[Label] = Counter()
@@ -311,10 +315,10 @@ class _Identify:
 
     @cached_property
     def _store(self) -> FeatureStore | BlockStore:
-        regions: tuple[Region, ...] = tuple(Region)
+        regions = [*REGIONS, *([Region.THINKING] if self.settings.thinking else [])]
         if any(self.model.layout.experts):
             # Features of many experts are large: only the regions that the probe reads.
-            regions = (Region.ANSWER, Region.OTHER, *((Region.PROMPT,) if self.settings.other == "all" else ()))
+            regions = [Region.ANSWER, Region.OTHER] + ([Region.PROMPT] if self.settings.other == "all" else [])
         return feature_store(self.folder / "features", len(self._kept), self.model.layout, regions)
 
     def _rows(self, split: str) -> tuple[list[Example], list[int]]:
@@ -325,9 +329,7 @@ class _Identify:
         (examples, rows), store = self._rows(split), self._store
         other = has_other = None
         if self.settings.labelling == "3-vs-1":
-            counts = np.array(
-                [len(e.response.token_ids) - (e.answer_tokens.end - e.answer_tokens.start) for e in examples]
-            )
+            counts = np.array([len(e.response.said) - (e.answer_tokens.end - e.answer_tokens.start) for e in examples])
             other = store.read(Region.OTHER, rows)
             if self.settings.other == "all":
                 prompts = np.array([example.prompt_tokens for example in examples])
@@ -348,17 +350,18 @@ class _Identify:
         return EvaluationData(
             self._store.read(Region.ANSWER, rows),
             np.array([example.label is Label.HALLUCINATED for example in examples], dtype=bool),
-            np.array([len(example.response.token_ids) for example in examples], dtype=np.float64),
+            np.array([len(example.response.said) for example in examples], dtype=np.float64),
             np.array([example.response.mean_logprob for example in examples]),
             [example.question_id for example in examples],
         )
 
     def _shown(self, card: Card, example: Example, risk: float) -> Json:
         passage: Passage = passage_of(self.model, example)
-        risks = card.risk(token_scores(self.model, card, passage))
+        before = example.response.thinking_tokens
+        risks = card.risk(token_scores(self.model, card, passage))[before:]
         text = example.response.text
-        offsets = token_offsets(self.model, example.response.token_ids, text)
-        span = example.answer_tokens
+        offsets = token_offsets(self.model, example.response.said, text)
+        span = Span(example.answer_tokens.start - before, example.answer_tokens.end - before)
         return {
             "question": example.question,
             "label": str(example.label),

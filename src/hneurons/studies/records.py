@@ -20,6 +20,8 @@ def response_from_json(row: dict[str, Any]) -> Response:
         finish_reason=str(row["finish_reason"]),
         verdict=Verdict(row["verdict"]) if row["verdict"] else None,
         judge=str(row["judge"]),
+        thinking=str(row.get("thinking", "")),
+        thinking_tokens=int(row.get("thinking_tokens", 0)),
     )
 
 
@@ -45,4 +47,5 @@ def passage_of(model: StudyModel, example: Example) -> Passage:
     """The tokens that are teacher forced for an example: prompt and response, as they were when it was sampled."""
     prompt = model.prompt_ids(example.question)
     span = example.answer_tokens
-    return Passage(example.question_id, (*prompt, *example.response.token_ids), len(prompt), (span.start, span.end))
+    ids, response = (*prompt, *example.response.token_ids), example.response
+    return Passage(example.question_id, ids, len(prompt), (span.start, span.end), response.thinking_tokens)
