@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,22 +18,29 @@ from hneurons.neurons.choose import TrainingData, calibrate, choose_probe
 from hneurons.runfolder import dumps
 from hneurons.settings import IdentifySettings
 from hneurons.stats import minimum_detectable_auroc
-from hneurons.studies.existence import (
-    DETECTABLE,
-    LEAST_PER_CLASS,
-    TOO_LITTLE,
-    EvaluationData,
-    control_scores,
-    evaluate,
-    random_columns,
-    verdict,
-)
+from hneurons.studies import existence
+from hneurons.studies.controls import Control, make_controls, random_columns
+from hneurons.studies.existence import DETECTABLE, LEAST_PER_CLASS, TOO_LITTLE, verdict
+from hneurons.studies.tables import EvaluationData
 
 LAYERS, WIDTH = 6, 100
 NEURONS = LAYERS * WIDTH
-SETTINGS = IdentifySettings(folds=3, path_points=6, random_sets=4, bootstrap=300, max_share=0.05)
+SETTINGS = IdentifySettings(folds=3, path_points=6, random_sets=2, bootstrap=300, max_share=0.05)
 PLANTED = np.arange(7, NEURONS, 75)  # 8 neurons, over all layers
 Worlds = tuple[TrainingData, EvaluationData, EvaluationData]
+
+
+def evaluate(
+    card: Card,
+    train: TrainingData,
+    validation: EvaluationData,
+    test: EvaluationData,
+    settings: IdentifySettings,
+    tick: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """The evaluation of a world with controls of its own."""
+    controls = make_controls(card, train, validation, sets=settings.random_sets, seed=settings.seed, tick=tick)
+    return existence.evaluate(card, controls, validation, test, settings)
 
 
 def split(features: np.ndarray, other: np.ndarray, label: np.ndarray, cheap: np.ndarray, sizes: list[int]) -> Worlds:
@@ -227,7 +235,7 @@ def test_numbers_are_those_of_the_test_set():
     score = one.score(test.features)
     risk = one.risk(score)
     assert json.loads(dumps(result)) == result
-    assert len(ticks) == SETTINGS.random_sets
+    assert len(ticks) == 2 * SETTINGS.random_sets
     assert result["n"] == result["faithful"] + result["hallucinated"] == result["questions"] == 90
     assert result["hallucinated"] == test.hallucinated.sum()
     own = result["h_neurons"]
@@ -338,11 +346,12 @@ def test_random_neurons_of_a_layer_with_too_few_left(matched: bool):
 
 def test_controls_find_a_signal_that_is_there():
     train, validation, test = world(13, shift=1.0)
-    held_out, scores = control_scores(PLANTED, train, validation, test)
-    assert roc_auc_score(test.hallucinated, scores) > 0.9
-    assert roc_auc_score(validation.hallucinated, held_out) > 0.9
-    _, nothing = control_scores(PLANTED + 1, train, validation, test)
-    assert roc_auc_score(test.hallucinated, nothing) < 0.7
+    found = Control.of(PLANTED, train, validation)
+    assert roc_auc_score(test.hallucinated, found.score(test.features)) > 0.9
+    assert roc_auc_score(validation.hallucinated, found.held_out) > 0.9
+    np.testing.assert_allclose(found.score(validation.features), found.held_out)
+    nothing = Control.of(PLANTED + 1, train, validation)
+    assert roc_auc_score(test.hallucinated, nothing.score(test.features)) < 0.7
 
 
 # -- the rule of docs/verdict.md ----------------------------------------------------------------------

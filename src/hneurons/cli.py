@@ -66,6 +66,13 @@ def identify(
         int | None, typer.Option(help="Let a reasoning model think for so many tokens first. [not at all]")
     ] = None,
     per_class: Annotated[int | None, typer.Option(help="Stop at this many examples of each class. [1000]")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="paper: C by the paper's joint rule. reference: the public code's choices, to compare with."),
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="alias or substring. [alias; substring with --preset reference]")
+    ] = None,
     labelling: Annotated[str | None, typer.Option(help="3-vs-1 or 1-vs-1. [3-vs-1]")] = None,
     other: Annotated[str | None, typer.Option(help="The other tokens: response or all. [response]")] = None,
     solver: Annotated[str | None, typer.Option(help="exact or liblinear. [exact]")] = None,
@@ -82,6 +89,7 @@ def identify(
     from hneurons.settings import identify_settings
 
     settings = identify_settings(
+        preset,
         limit=limit,
         samples=samples,
         agreement=agreement,
@@ -98,7 +106,31 @@ def identify(
         seed=seed,
     )
     loading = _loading(dtype, device, revision, ffn, trust_remote_code)
-    _identify(model, questions, out, settings, as_json, loading=loading)
+    name = judge or ("substring" if preset == "reference" else "alias")
+    _identify(model, questions, out, settings, as_json, loading=loading, judge=name)
+
+
+@app.command()
+def evaluate(
+    run: RunArgument,
+    on: Annotated[list[str], typer.Option("--on", help="Data set or file; more may follow.")],
+    more: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", show_default=False)] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask a random sample of so many questions of each.")] = None,
+    per_class: Annotated[int, typer.Option(min=10, help="Stop at this many examples of each class.")] = 500,
+    as_json: Json = False,
+) -> None:
+    """Score the H-Neurons of RUN on other data sets: `hneurons evaluate RUN --on nq_open bioasq nonexist`."""
+    from hneurons.progress import TerminalProgress
+    from hneurons.runfolder import dumps
+    from hneurons.studies.evaluate import evaluate_run
+
+    names = [*on, *(more or [])]
+    done = evaluate_run(run, names, limit=limit, per_class=per_class, progress=TerminalProgress())
+    if as_json:
+        typer.echo(dumps({"run": str(done.path), "report": str(done.report), "rows": done.rows()}))
+        return
+    typer.echo(done.table())
+    typer.echo(f"Report:  {done.report.resolve()}")
 
 
 @app.command()
@@ -159,6 +191,7 @@ def _identify(
     *,
     loading: dict[str, Any] | None = None,
     notes: list[str] | None = None,
+    judge: str = "alias",
 ) -> None:
     from hneurons.progress import TerminalProgress
     from hneurons.questions.sources import load_questions
@@ -167,14 +200,24 @@ def _identify(
     progress = TerminalProgress()
     # Look at the questions before the model: a slip in the file shows at once, not after a long load.
     asked = load_questions(questions, limit=settings.limit, seed=settings.seed)
+    judged_by = _judge(judge)
     loaded = _load(model, progress, loading or {})
     from hneurons.studies.identify import identify as find
 
-    run = find(loaded, asked, out, settings, notes=notes or [], progress=progress)
+    run = find(loaded, asked, out, settings, judge=judged_by, notes=notes or [], progress=progress)
     if as_json:
         typer.echo(dumps({"run": str(run.path), "report": str(run.report), **run.evaluation["verdict"]}))
         return
     _print_run(run)
+
+
+def _judge(name: str) -> Any:
+    from hneurons.answers.judge import JUDGES
+    from hneurons.errors import UsageError
+
+    if name not in JUDGES:
+        raise UsageError(f"There is no judge {name!r}.", f"Judges: {', '.join(JUDGES)}.")
+    return JUDGES[name]()
 
 
 def _loading(dtype: str, device: str, revision: str | None, ffn: str | None, trust: bool) -> dict[str, Any]:

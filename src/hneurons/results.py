@@ -42,6 +42,12 @@ class Run:
         """Path of the report."""
         return self.path / "report.html"
 
+    def evaluate(self, *on: Any, **options: Any) -> Run:
+        """Score the card on other data sets: see `hneurons.studies.evaluate.evaluate_run`, which loads torch."""
+        from hneurons.studies.evaluate import evaluate_run
+
+        return evaluate_run(self, on, **options)
+
     def rows(self) -> list[Json]:
         """One flat row a classifier and data set: AUROC and accuracy with their intervals."""
         rows: list[Json] = []
@@ -49,9 +55,25 @@ class Run:
             rows.append(_row(name, "H-Neurons", data["h_neurons"]))
             for kind, random in data["random"].items():
                 row = {"data": name, "classifier": f"random neurons ({kind.replace('_', '-')})", "n": data["n"]}
-                rows.append({**row, "auroc": random["mean_auroc"]})
+                row |= {"auroc": random["mean_auroc"], "accuracy": random.get("mean_accuracy")}
+                rows.append(row)
             rows += [_row(name, baseline, values) for baseline, values in data["baselines"].items()]
         return rows
+
+    def table(self) -> str:
+        """The paper's Table 1 for this run: random neurons against H-Neurons, a line a data set."""
+        head = ("data set", "n", "random: accuracy (range)", "H-Neurons: accuracy", "random: AUROC", "H-Neurons: AUROC")
+        lines: list[tuple[str, ...]] = [head]
+        for name, data in self.evaluation["datasets"].items():
+            random, own = data["random"]["uniform"], data["h_neurons"]
+            lines.append(
+                (
+                    name, f"{data['n']:,}", _spread(random["accuracy"], 100, 1), _interval(own["accuracy"], 100, 1),
+                    _spread(random["auroc"]), _interval(own["auroc"]),
+                )
+            )  # fmt: skip
+        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in lines)
 
     def to_pandas(self) -> Any:
         """`rows()` as a DataFrame."""
@@ -93,3 +115,16 @@ def _row(data: str, classifier: str, values: Json) -> Json:
 
 def _bounds(row: Json) -> str:
     return f"{row['auroc_low']:.3f} to {row['auroc_high']:.3f}" if row.get("auroc_low") is not None else ""
+
+
+def _spread(values: list[float], times: float = 1, digits: int = 3) -> str:
+    """Mean and range of several numbers."""
+    mean, low, high = (times * value for value in (sum(values) / len(values), min(values), max(values)))
+    return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def _interval(interval: Json, times: float = 1, digits: int = 3) -> str:
+    if interval["low"] is None:
+        return "undefined"
+    value, low, high = (times * interval[key] for key in ("value", "low", "high"))
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"

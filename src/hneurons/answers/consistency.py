@@ -1,7 +1,8 @@
 """Keep the questions whose samples all agree, and stop sampling the others as soon as they can't.
 
 A question is *faithful* when `agreement` of its `samples` responses are correct, *hallucinated* when that many are
-wrong and none is a refusal (Gao et al. 2025, sec. 3). Both need all 10 of 10 by default.
+wrong and none is a refusal (Gao et al. 2025, sec. 3). Both need all 10 of 10 by default. To a question without an
+accepted answer, about something that doesn't exist, a refusal is the faithful response.
 """
 
 from __future__ import annotations
@@ -16,6 +17,11 @@ from hneurons.types import Label, Question, Response, Verdict
 MIXED, ABSTAINED, UNPARSABLE, FULL = "mixed verdicts", "abstained", "unparsable", "class full"
 
 
+def right_verdict(question: Question) -> Verdict:
+    """The verdict on a faithful response to this question."""
+    return Verdict.CORRECT if question.answers else Verdict.ABSTAINED
+
+
 @dataclass(frozen=True)
 class Rule:
     """How many samples a question gets, and how many must agree."""
@@ -23,30 +29,30 @@ class Rule:
     samples: int = 10
     agreement: int = 10
 
-    def open_labels(self, verdicts: Sequence[Verdict]) -> set[Label]:
-        """The labels that the question can still get, whatever the samples to come."""
+    def open_labels(self, verdicts: Sequence[Verdict], right: Verdict = Verdict.CORRECT) -> set[Label]:
+        """The labels that the question can still get, whatever the samples to come; `right` is `right_verdict`."""
         left = self.samples - len(verdicts)
         labels: set[Label] = set()
-        if verdicts.count(Verdict.CORRECT) + left >= self.agreement:
+        if verdicts.count(right) + left >= self.agreement:
             labels.add(Label.FAITHFUL)
         wrong_possible = verdicts.count(Verdict.WRONG) + left >= self.agreement
         if wrong_possible and Verdict.ABSTAINED not in verdicts:
             labels.add(Label.HALLUCINATED)
         return labels
 
-    def label(self, verdicts: Sequence[Verdict]) -> Label | None:
+    def label(self, verdicts: Sequence[Verdict], right: Verdict = Verdict.CORRECT) -> Label | None:
         """The label of a question all of whose samples are in, None if it gets none."""
         if len(verdicts) < self.samples:
             return None
-        labels = self.open_labels(verdicts)
+        labels = self.open_labels(verdicts, right)
         # With agreement at or below half of the samples both could hold: then it is neither.
         return labels.pop() if len(labels) == 1 else None
 
-    def drop_reason(self, verdicts: Sequence[Verdict]) -> str:
+    def drop_reason(self, verdicts: Sequence[Verdict], right: Verdict = Verdict.CORRECT) -> str:
         """Why a question without label was dropped."""
-        if self.open_labels(verdicts) and len(verdicts) < self.samples:
+        if self.open_labels(verdicts, right) and len(verdicts) < self.samples:
             return FULL
-        if Verdict.CORRECT in verdicts and Verdict.WRONG in verdicts:
+        if right in verdicts and Verdict.WRONG in verdicts:
             return MIXED
         if Verdict.ABSTAINED in verdicts:
             return ABSTAINED
@@ -96,7 +102,7 @@ def sample_questions(
             judged.append(replace(response, verdict=verdict, judge=judge.name))
         taken += size
         before = len(alive)
-        alive = [question for question in alive if rule.open_labels(verdicts[question.id]) - unwanted]
+        alive = [q for q in alive if rule.open_labels(verdicts[q.id], right_verdict(q)) - unwanted]
         tick(before - len(alive))
     tick(len(alive))
     return judged

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -241,3 +242,26 @@ def _hedged(
             if fresh and not any(contains(other, name) for name, _, _ in aliases):
                 return True
     return False
+
+
+class SubstringJudge:
+    """The public reference code's rule: right if the lower-cased text contains a lower-cased alias anywhere.
+
+    For comparisons only (`--preset reference`): it finds "art" in "Bartholomew", and takes "not Paris" for Paris.
+    Refusals are told as the alias judge tells them.
+    """
+
+    name = "substring"
+
+    def judge(self, question: Question, text: str) -> Verdict:
+        """The verdict on one response."""
+        if not text.strip():
+            return Verdict.UNPARSABLE
+        if any(answer.lower() in text.lower() for answer in question.answers):
+            return Verdict.CORRECT
+        reading = read(question.question, text)
+        return Verdict.ABSTAINED if reading.refused and not reading.claim else Verdict.WRONG
+
+
+JUDGES: dict[str, Callable[[], Judge]] = {"alias": AliasJudge, "substring": SubstringJudge}
+"""Judges that need nothing but their name."""

@@ -19,6 +19,7 @@ from hneurons.settings import IdentifySettings
 
 Features = NDArray[np.float32]
 RULE = "the smallest C within one standard error of the best cross-validated AUROC"
+JOINT = "the largest sum of cross-validated accuracy and accuracy of the model with the H-Neurons suppressed"
 GIVEN = "C was given"
 LEAST_TO_CALIBRATE = 3  # of each class; a card from so few says so, and the verdict is "too little data"
 
@@ -94,11 +95,21 @@ def choose_probe(
     validation: TrainingData,
     settings: IdentifySettings,
     tick: Callable[[], None] = lambda: None,
+    suppressed: Callable[[list[Fit]], list[float]] | None = None,
 ) -> Choice:
     """Fit the path on the training examples and choose C by cross-validation grouped by question and answer.
 
-    The paper chooses C by held-out accuracy plus accuracy of the model while that C's H-Neurons are suppressed; the
-    second half needs interventions, and `suppressed_accuracy` is its place in each point.
+    Args:
+        train: fitted on.
+        validation: only reported on.
+        settings: grid, folds, solver.
+        tick: called after each C of the path and of each fold.
+        suppressed: the accuracy of the model while the H-Neurons of each fit are silenced. With it C is chosen as in
+            Gao et al. 2025, sec. 3.3: the largest sum of held-out accuracy (here cross-validated) and that accuracy,
+            of equals the smallest.
+
+    Raises:
+        TooFewExamplesError: a class is too small for the folds.
     """
     need_both_classes(train.hallucinated, 2 * settings.folds, "in the training split")
     features, positive = train.design()
@@ -115,8 +126,14 @@ def choose_probe(
         grid = [fit.C for fit in fits]
     scores = cross_validate(train, grid, settings, tick)
     means, errors = scores[0].mean(axis=0), scores[0].std(axis=0, ddof=1) / np.sqrt(len(scores[0]))
+    accuracies = scores[1].mean(axis=0)
     best = int(means.argmax())
     chosen = int(np.flatnonzero(means >= means[best] - errors[best])[0])
+    silenced: list[float | None] = [None] * len(fits)
+    if suppressed is not None:
+        found = suppressed(fits)
+        silenced = [*found]
+        chosen = int(np.argmax(accuracies + np.array(found)))
     points = [
         {
             "C": fit.C,
@@ -126,14 +143,14 @@ def choose_probe(
             "residual": fit.residual,
             "cv_auroc": float(means[i]),
             "cv_auroc_se": float(errors[i]),
-            "cv_accuracy": float(scores[1].mean(axis=0)[i]),
+            "cv_accuracy": float(accuracies[i]),
             "validation_auroc": auroc(validation.hallucinated, fit.score(validation.answer)),
             "validation_accuracy": _accuracy(fit, train, validation),
-            "suppressed_accuracy": None,
+            "suppressed_accuracy": silenced[i],
         }
         for i, fit in enumerate(fits)
     ]
-    rule = RULE if settings.C is None else GIVEN
+    rule = GIVEN if settings.C is not None else RULE if suppressed is None else JOINT
     return Choice(points, fits, chosen, rule, len(positive), int(positive.sum()))
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from hneurons.answers.consistency import Rule, most_frequent
+from hneurons.answers.consistency import Rule, most_frequent, right_verdict
 from hneurons.answers.normalise import normalise
 from hneurons.answers.spans import SpanFinder, to_token_span
 from hneurons.answers.text import span_text, token_offsets
@@ -34,7 +34,7 @@ def make_examples(
     finder: SpanFinder,
     *,
     per_class: int,
-    shares: tuple[float, float],
+    shares: tuple[float, float] | None,
     seed: int,
 ) -> Kept:
     """One example a consistent question, at most `per_class` of a class, split without leaks.
@@ -46,7 +46,7 @@ def make_examples(
         rule: which questions count as consistent.
         finder: marks the answer; it sees question and response, never the label or the accepted answers.
         per_class: largest number of examples of a class.
-        shares: of the training and the validation split.
+        shares: of the training and the validation split; None puts everything into the test split.
         seed: for the splits.
     """
     by_question: dict[str, list[Response]] = {}
@@ -75,13 +75,16 @@ def _example(
     model: StudyModel, question: Question, responses: list[Response], rule: Rule, finder: SpanFinder
 ) -> Example | str:
     verdicts = [response.verdict or Verdict.UNPARSABLE for response in responses]
-    label = rule.label(verdicts)
+    right = right_verdict(question)
+    label = rule.label(verdicts, right)
     if label is None:
-        return rule.drop_reason(verdicts)
-    wanted = Verdict.CORRECT if label is Label.FAITHFUL else Verdict.WRONG
+        return rule.drop_reason(verdicts, right)
+    wanted = right if label is Label.FAITHFUL else Verdict.WRONG
     agreeing = [response for response in responses if response.verdict is wanted]
     response = most_frequent(agreeing, normalise)
     chars = finder.find(question.question, response.text)
+    if chars is None and wanted is Verdict.ABSTAINED and response.text:
+        chars = Span(0, len(response.text))  # a refusal claims nothing: all of it is the answer
     if chars is None:
         return NO_SPAN
     tokens = to_token_span(chars, token_offsets(model, response.said, response.text))
@@ -105,7 +108,7 @@ def _example(
 
 
 def split(
-    examples: Sequence[Example], questions: Sequence[Question], shares: tuple[float, float], seed: int
+    examples: Sequence[Example], questions: Sequence[Question], shares: tuple[float, float] | None, seed: int
 ) -> list[Example]:
     """Give each example its group and split.
 
@@ -137,9 +140,11 @@ def split(
         names = min(example.question_id for example in item[1])
         return -len(item[1]), hashlib.sha256(f"{seed}/{names}".encode()).hexdigest()
 
-    goal: dict[str, float] = dict(zip(SPLITS, (*shares, 1 - sum(shares)), strict=True))
+    goal: dict[str, float] = {"test": 1.0}
+    if shares is not None:
+        goal = dict(zip(SPLITS, (*shares, 1 - sum(shares)), strict=True))
     totals = Counter(example.label for example in examples)
-    have = {name: Counter[Label]() for name in SPLITS}
+    have = {name: Counter[Label]() for name in goal}
     chosen: dict[str, tuple[str, str]] = {}
     for _, members in sorted(grouped.items(), key=order):
         labels = Counter(example.label for example in members)
@@ -147,7 +152,7 @@ def split(
         def lacking(name: str, labels: Counter[Label] = labels) -> float:
             return sum(n * (goal[name] - have[name][label] / totals[label]) / goal[name] for label, n in labels.items())
 
-        target = max(SPLITS, key=lacking)
+        target = max(goal, key=lacking)
         have[target].update(labels)
         group = min(example.question_id for example in members)
         for example in members:

@@ -1,0 +1,249 @@
+"""Collect: from questions to features of the answers, stage by stage over one folder.
+
+Each stage reads what the one before left on disk and can be killed at any moment: run again, it continues. What was
+done in whole chunks is kept; a chunk that was cut is done again from the same random numbers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from hneurons.answers.consistency import Rule, right_verdict, sample_questions
+from hneurons.answers.engine import Engine, Sampling
+from hneurons.answers.judge import AliasJudge, Judge
+from hneurons.answers.spans import RuleSpanFinder, SpanFinder
+from hneurons.models.load import StudyModel
+from hneurons.neurons.blockstore import BlockStore, feature_store
+from hneurons.neurons.cett import PooledExtractor, batches
+from hneurons.neurons.choose import TrainingData
+from hneurons.neurons.features import FeatureStore
+from hneurons.progress import Progress
+from hneurons.questions.sources import QuestionSet
+from hneurons.runfolder import RunFolder, dumps, write_text
+from hneurons.settings import IdentifySettings
+from hneurons.studies.examples import Kept, make_examples
+from hneurons.studies.records import example_from_json, passage_of, response_from_json
+from hneurons.studies.tables import EvaluationData
+from hneurons.types import REGIONS, Example, Label, Region, Response, to_json
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What answers, judges and marks; each a Protocol with a shipped fake."""
+
+    engine: Engine | None = None
+    """Draws the responses; transformers in this process by default."""
+    judge: Judge = field(default_factory=AliasJudge)
+    finder: SpanFinder = field(default_factory=RuleSpanFinder)
+
+
+class Collection:
+    """The stages that the studies of a data set share, and what they wrote.
+
+    Args:
+        folder: where everything goes; opened by the caller.
+        model: the model under study.
+        questions: what is asked.
+        settings: of sampling, labelling and extraction.
+        tools: engine, judge and span finder.
+        progress: bars.
+        held_out: put every example into the test split.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        model: StudyModel,
+        questions: QuestionSet,
+        settings: IdentifySettings,
+        tools: Tools,
+        progress: Progress,
+        *,
+        held_out: bool = False,
+    ) -> None:
+        self.folder = folder
+        self.model = model
+        self.questions = questions
+        self.settings = settings
+        self.tools = tools
+        self.progress = progress
+        self.held_out = held_out
+        self.rule = Rule(settings.samples, settings.needed)
+
+    def start(self, notes: list[str], **recorded: Any) -> None:
+        """Write the manifest, or check that the folder holds the same work."""
+        settings = {
+            "questions": self.questions.name,
+            **self.settings.model_dump(),
+            "judge": self.tools.judge.name,
+            "span_finder": self.tools.finder.name,
+            **recorded,
+        }
+        data = {self.questions.name: {"sha256": self.questions.sha256, "questions": len(self.questions.questions)}}
+        self.folder.start(model=self.model.describe(), settings=settings, data=data, notes=notes)
+
+    def run(self, stages: Sequence[Callable[[], None]]) -> None:
+        """Do those stages, named by their functions, that aren't done."""
+        for stage in stages:
+            if not self.folder.done(stage.__name__):
+                with self.folder.stage(stage.__name__):
+                    stage()
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine given, or transformers in this process."""
+        if self.tools.engine is not None:
+            return self.tools.engine
+        from hneurons.answers.hf import HFEngine
+
+        return HFEngine(self.model)
+
+    # -- stages -----------------------------------------------------------------------------------
+
+    def sample(self) -> None:
+        """responses.jsonl: judged responses, chunk by chunk of questions, until both classes are full."""
+        asked = self.questions.questions
+        write_text(self.folder / "questions.jsonl", "".join(dumps(to_json(q)) + "\n" for q in asked))
+        journal, chunks = self.folder.journal("responses.jsonl"), self.folder.journal("progress.jsonl")
+        finished = {int(line["chunk"]) for line in chunks.read()}
+        rows = journal.read()
+        known = {(str(row["question_id"]), int(row["sample"])) for row in rows}
+        done: dict[str, list[Response]] = {}
+        for row in rows:
+            response = response_from_json(row)
+            done.setdefault(response.question_id, []).append(response)
+        size, written = self.settings.chunk, len(rows)
+        counts: Counter[Label] = Counter()
+        with self.progress.bar("Sampling answers", len(asked)) as tick:
+            for number, start in enumerate(range(0, len(asked), size)):
+                part = asked[start : start + size]
+                full = {label for label in Label if counts[label] >= self.settings.per_class}
+                if len(full) == len(Label):
+                    tick(len(asked) - start)
+                    break
+                if number in finished:
+                    tick(len(part))
+                    fresh = [response for question in part for response in done.get(question.id, [])]
+                else:
+                    fresh = sample_questions(
+                        self.engine, self.tools.judge, part, sampling(self.settings), self.rule, full, tick
+                    )
+                    new = [r for r in fresh if (r.question_id, r.sample) not in known]
+                    journal.append({**to_json(r), "mean_logprob": round(r.mean_logprob, 6)} for r in new)
+                    chunks.append([{"chunk": number, "responses": len(fresh)}])
+                    written += len(new)
+                counts.update(self._labels(part, fresh))
+        self.folder.count(questions=len(asked), responses=written)
+
+    def _labels(self, questions: Sequence[Any], responses: Sequence[Response]) -> list[Label]:
+        verdicts: dict[str, list[Any]] = {}
+        for response in responses:
+            verdicts.setdefault(response.question_id, []).append(response.verdict)
+        labels = [self.rule.label(verdicts.get(q.id, []), right_verdict(q)) for q in questions]
+        return [label for label in labels if label]
+
+    def make(self, per_class: int) -> Kept:
+        """Examples of the judged responses, at most `per_class` of each label; writes nothing but the counts."""
+        kept = make_examples(
+            self.model,
+            self.questions.questions,
+            [response_from_json(row) for row in self.folder.journal("responses.jsonl").read()],
+            self.rule,
+            self.tools.finder,
+            per_class=per_class,
+            shares=None if self.held_out else (self.settings.train, self.settings.validation),
+            seed=self.settings.seed,
+        )
+        labels = Counter(str(example.label) for example in kept.examples)
+        self.folder.count(**{str(label): labels[str(label)] for label in Label}, dropped=kept.dropped)
+        return kept
+
+    def keep(self, examples: Sequence[Example]) -> None:
+        """examples.jsonl: a labelled, split example a question."""
+        write_text(self.folder / "examples.jsonl", "".join(dumps(to_json(example)) + "\n" for example in examples))
+
+    def extract(self) -> None:
+        """features/: mean contribution of every neuron over each region of each example."""
+        examples, store = self.kept, self.store
+        passages = [passage_of(self.model, example) for example in examples]
+        written = store.written()
+        extractor = PooledExtractor(self.model, store.regions)
+        plan = batches([len(passage.ids) for passage in passages], self.settings.batch_tokens)
+        with self.progress.bar("Measuring contributions", len(examples)) as tick:
+            left = [rows for rows in plan if not written.issuperset(rows)]
+            tick(len(examples) - sum(len(rows) for rows in left))
+            groups = [[passages[row] for row in rows] for rows in left]
+            for rows, found in zip(left, extractor.many(groups), strict=True):
+                store.write(rows, found)
+                tick(len(rows))
+
+    # -- what the stages wrote --------------------------------------------------------------------
+
+    @cached_property
+    def kept(self) -> list[Example]:
+        """What `keep` wrote; asked for by later stages only."""
+        return [example_from_json(row) for row in self.folder.journal("examples.jsonl").read()]
+
+    @cached_property
+    def store(self) -> FeatureStore | BlockStore:
+        """The features, in the order of `kept`."""
+        regions = [*REGIONS, *([Region.THINKING] if self.settings.thinking else [])]
+        if any(self.model.layout.experts):
+            # Features of many experts are large: only the regions that the probe reads.
+            regions = [Region.ANSWER, Region.OTHER] + ([Region.PROMPT] if self.settings.other == "all" else [])
+        return feature_store(self.folder / "features", len(self.kept), self.model.layout, regions)
+
+    def rows(self, split: str) -> tuple[list[Example], list[int]]:
+        """Examples of a split, and which rows of the features they are."""
+        rows = [row for row, example in enumerate(self.kept) if example.split == split]
+        return [self.kept[row] for row in rows], rows
+
+    def training(self, split: str) -> TrainingData:
+        """What the probe is fitted on."""
+        (examples, rows), store = self.rows(split), self.store
+        other = has_other = None
+        if self.settings.labelling == "3-vs-1":
+            counts = np.array([len(e.response.said) - (e.answer_tokens.end - e.answer_tokens.start) for e in examples])
+            other = store.read(Region.OTHER, rows)
+            if self.settings.other == "all":
+                prompts = np.array([example.prompt_tokens for example in examples])
+                share = (counts / (counts + prompts)).astype(np.float32)[:, None]
+                other = (share * other + (1 - share) * store.read(Region.PROMPT, rows)).astype(np.float32)
+                counts = counts + prompts
+            has_other = counts > 0
+        return TrainingData(
+            store.read(Region.ANSWER, rows),
+            other,
+            has_other if has_other is not None else np.zeros(len(rows), bool),
+            np.array([example.label is Label.HALLUCINATED for example in examples], dtype=bool),
+            np.array([example.group for example in examples]),
+        )
+
+    def evaluation(self, split: str) -> EvaluationData:
+        """What the probe is judged by."""
+        examples, rows = self.rows(split)
+        return EvaluationData(
+            self.store.read(Region.ANSWER, rows),
+            np.array([example.label is Label.HALLUCINATED for example in examples], dtype=bool),
+            np.array([len(example.response.said) for example in examples], dtype=np.float64),
+            np.array([example.response.mean_logprob for example in examples]),
+            [example.question_id for example in examples],
+        )
+
+
+def sampling(settings: IdentifySettings) -> Sampling:
+    """How the responses are drawn."""
+    return Sampling(
+        settings.temperature,
+        settings.top_k,
+        settings.top_p,
+        settings.max_new_tokens,
+        settings.seed,
+        settings.thinking or 0,
+    )

@@ -1,0 +1,228 @@
+"""Evaluate: a finished run's H-Neurons on other data sets, one sample a question (Gao et al. 2025, sec. 3.4).
+
+Every data set has a folder of its own inside the run, RUN/on/NAME, with the files of a run up to its features, so
+that a killed evaluation continues. The numbers go into the run's evaluation.json.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hneurons.answers.normalise import normalise
+from hneurons.errors import HNeuronsError, RunError, TooFewExamplesError, UsageError
+from hneurons.models.load import StudyModel, as_study_model
+from hneurons.neurons.card import Card
+from hneurons.progress import Progress, default_progress
+from hneurons.questions.sources import QuestionSet, load_questions
+from hneurons.results import Run
+from hneurons.runfolder import Json, RunFolder, hash_json, write_json
+from hneurons.settings import IdentifySettings
+from hneurons.studies.collect import Collection, Tools
+from hneurons.studies.controls import Controls, make_controls
+from hneurons.studies.existence import evaluate
+from hneurons.studies.tables import EvaluationData
+from hneurons.types import Label, Question, Verdict
+
+PER_CLASS = 500
+LEAST = 10
+PROTOCOL = "one sample a question, as many faithful as hallucinated"
+
+
+def evaluate_run(
+    run: Run | str | Path,
+    on: Sequence[str | Path | QuestionSet],
+    model: StudyModel | tuple[Any, Any] | None = None,
+    *,
+    tools: Tools | None = None,
+    limit: int | None = None,
+    per_class: int = PER_CLASS,
+    progress: Progress | None = None,
+) -> Run:
+    """Score the unchanged card of a run on other data sets, beside controls; adds them to its evaluation.json.
+
+    Questions that the run asked are left out. The responses are sampled with the run's own settings, one a question,
+    until both classes hold `per_class`; then as many faithful as hallucinated are kept.
+
+    Args:
+        run: a complete run.
+        on: names, files or question sets.
+        model: the run's model; loaded by the name that the run recorded when not given.
+        tools: engine, judge and span finder; those of the run by default.
+        limit: ask a random sample of this many questions of each data set.
+        per_class: examples of each class after which sampling stops.
+        progress: bars on a terminal by default.
+
+    Raises:
+        CardError: the model isn't the run's.
+        TooFewExamplesError: a data set gave too few examples of a class. The others were evaluated all the same, and
+            what was sampled is kept.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    progress = progress or default_progress()
+    settings = recorded_settings(run.manifest)
+    sets = [load_questions(s, limit=None, seed=settings.seed) if not isinstance(s, QuestionSet) else s for s in on]
+    names = Counter(questions.name for questions in sets)
+    if not sets or max(names.values()) > 1:
+        raise UsageError("Give each data set once, and at least one.", "See `hneurons evaluate --help`.")
+    study = load_model_of(run.manifest, progress) if model is None else as_study_model(model)
+    study = replace(study, thinking=settings.thinking is not None)
+    with RunFolder(run.path) as folder:
+        folder.load()
+        evaluation = run.evaluation  # complains if the run isn't complete
+        card = run.card
+        card.check_fits(study.describe())
+        if study.describe()["config_hash"] != run.manifest["model"]["config_hash"]:
+            raise RunError(f"{study.name} is not the model of {run.path}: its configuration differs.", "Give that one.")
+        tools = tools or tools_of(run.manifest)
+        asked = _Asked.of(folder)
+        fitted = _Fitted.of(folder, study, settings, tools, progress, card)
+        failed: list[HNeuronsError] = []
+        for questions in sets:
+            fresh, seen = asked.leave_out(questions, limit)
+            changed = {"samples": 1, "agreement": None, "per_class": per_class, "limit": limit}
+            part = _Evaluation(run, study, fresh, settings.model_copy(update=changed), tools, progress)
+            try:
+                result = part.run(card, fitted)
+            except TooFewExamplesError as error:
+                failed.append(error)
+                continue
+            key = questions.name if questions.name not in run.manifest["data"] else f"{questions.name} (single samples)"
+            evaluation["datasets"][key] = {**result, "already_asked": seen}
+            write_json(folder / "evaluation.json", evaluation)
+    from hneurons.report.page import write_report
+
+    write_report(run.path)
+    if failed:
+        raise failed[0]
+    return Run(run.path)
+
+
+def recorded_settings(manifest: Json) -> IdentifySettings:
+    """The settings of a run, as its manifest holds them."""
+    known = IdentifySettings.model_fields
+    return IdentifySettings(**{key: value for key, value in manifest["settings"].items() if key in known})
+
+
+def load_model_of(manifest: Json, progress: Progress) -> StudyModel:
+    """Load the model that a run recorded.
+
+    Raises:
+        UsageError: it was an object in memory.
+    """
+    from hneurons.models.load import load_model
+
+    model = manifest["model"]
+    if model["source"] == "object":
+        raise UsageError(f"The run's model {model['id']!r} was given as an object.", "Pass it as `model` in Python.")
+    progress.say(f"Loading {model['id']}")
+    return load_model(model["id"], dtype=model["dtype"], revision=model["revision"], say=progress.say)
+
+
+def tools_of(manifest: Json) -> Tools:
+    """Judge and span finder by the names that a run recorded.
+
+    Raises:
+        UsageError: they can't be made from their names.
+    """
+    from hneurons.answers.judge import JUDGES
+
+    name, finder = str(manifest["settings"]["judge"]), str(manifest["settings"]["span_finder"])
+    if name not in JUDGES or finder != "rule":
+        raise UsageError(f"The run was judged by {name!r} and marked by {finder!r}.", "Give the same with --judge.")
+    return Tools(judge=JUDGES[name]())
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the run asked its model: text of the questions, normalised."""
+
+    texts: frozenset[tuple[str, ...]]
+
+    @classmethod
+    def of(cls, folder: RunFolder) -> _Asked:
+        answered = {str(row["question_id"]) for row in folder.journal("responses.jsonl").read()}
+        rows = folder.journal("questions.jsonl").read()
+        return cls(frozenset(normalise(str(row["question"])) for row in rows if str(row["id"]) in answered))
+
+    def leave_out(self, questions: QuestionSet, limit: int | None) -> tuple[QuestionSet, int]:
+        """The questions that are new to the run, at most `limit`; and how many were not."""
+        new = [question for question in questions.questions if normalise(question.question) not in self.texts]
+        seen = len(questions.questions) - len(new)
+        if not new:
+            raise UsageError(
+                f"The run has already asked every question of {questions.name}.",
+                "Give questions that it did not ask, or identify with --limit, which leaves some over.",
+            )
+        return replace(questions, questions=tuple(new[:limit])), seen
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """What is fitted on the run's own examples and applied to every data set."""
+
+    validation: EvaluationData
+    controls: Controls
+
+    @classmethod
+    def of(
+        cls,
+        folder: RunFolder,
+        model: StudyModel,
+        settings: IdentifySettings,
+        tools: Tools,
+        progress: Progress,
+        card: Card,
+    ) -> _Fitted:
+        rows = folder.journal("questions.jsonl").read()
+        asked = tuple(Question(r["id"], r["question"], tuple(r["answers"]), r["domain"]) for r in rows)
+        own = Collection(folder, model, QuestionSet("own", asked), settings, tools, progress)
+        validation = own.evaluation("validation")
+        with progress.bar("Fitting random neurons", 2 * settings.random_sets) as tick:
+            controls = make_controls(
+                card, own.training("train"), validation,
+                sets=settings.random_sets, seed=settings.seed, tick=lambda: tick(1),
+            )  # fmt: skip
+        return cls(validation, controls)
+
+
+class _Evaluation:
+    """One data set."""
+
+    def __init__(
+        self, run: Run, model: StudyModel, questions: QuestionSet, settings: IdentifySettings, tools: Tools,
+        progress: Progress,
+    ) -> None:  # fmt: skip
+        slug = re.sub(r"[^A-Za-z0-9._-]+", "-", questions.name).strip(".-") or hash_json(questions.name)[-12:]
+        self.folder = RunFolder(run.path / "on" / slug)
+        self.data = Collection(self.folder, model, questions, settings, tools, progress, held_out=True)
+
+    def run(self, card: Card, fitted: _Fitted) -> Json:
+        with self.folder:
+            self.data.start([], purpose="evaluation")
+            self.data.run((self.data.sample, self.examples, self.data.extract))
+            test = self.data.evaluation("test")
+            result = evaluate(card, fitted.controls, fitted.validation, test, self.data.settings)
+            return {**result, "split": "all", "protocol": PROTOCOL, "answers": self._answers()}
+
+    def examples(self) -> None:
+        """examples.jsonl: as many faithful as hallucinated examples."""
+        found = Counter(example.label for example in self.data.make(self.data.settings.per_class).examples)
+        smallest = min(found[label] for label in Label)
+        if smallest < LEAST:
+            raise TooFewExamplesError(
+                f"{self.data.questions.name}: only {found[Label.FAITHFUL]} faithful and {found[Label.HALLUCINATED]} "
+                f"hallucinated examples among {len(self.data.questions.questions)} questions; {LEAST} of each needed.",
+                "Ask more or other questions; what was sampled is kept.",
+            )
+        self.data.keep(self.data.make(smallest).examples)
+
+    def _answers(self) -> Json:
+        """How many responses got each verdict: the model's accuracy on this data set, refusals counted apart."""
+        rows = self.folder.journal("responses.jsonl").read()
+        counts = Counter(str(row["verdict"]) for row in rows)
+        return {str(verdict): counts[str(verdict)] for verdict in Verdict}
