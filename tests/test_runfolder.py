@@ -331,6 +331,17 @@ def test_the_same_settings_resume_and_change_nothing(tmp_path: Path):
     assert snapshot(tmp_path) == before
 
 
+def test_a_run_of_an_older_version_goes_on_with_new_settings_at_their_defaults(tmp_path: Path):
+    with RunFolder(tmp_path) as folder:
+        folder.start(**START)
+    before = snapshot(tmp_path)
+    with RunFolder(tmp_path) as folder:
+        assert folder.start(**changed("settings", extra=1), defaults={"extra": 1, "samples": 99}) is True
+        with pytest.raises(RunMismatchError, match="extra: 1 there, 2 now"):
+            folder.start(**changed("settings", extra=2), defaults={"extra": 1})
+    assert snapshot(tmp_path) == before
+
+
 @pytest.mark.parametrize(
     ("other", "named"),
     [

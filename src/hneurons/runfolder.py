@@ -203,8 +203,10 @@ class RunFolder:
 
     # -- manifest ---------------------------------------------------------------------------------
 
-    def start(self, *, model: Json, settings: Json, data: Json, notes: list[str]) -> bool:
+    def start(self, *, model: Json, settings: Json, data: Json, notes: list[str], defaults: Json | None = None) -> bool:
         """Write the manifest of a new run, or check that the folder holds the same run; True if resumed.
+
+        `defaults` of settings stand in for those that a run of an older version doesn't have.
 
         Raises:
             RunMismatchError: the folder holds a run with other settings, model or data; nothing is changed.
@@ -212,7 +214,7 @@ class RunFolder:
         identity = {"model": model, "settings": settings, "data": data}
         if (self / "run.json").exists():
             self.load()
-            self._check_same(identity)
+            self._check_same(identity, defaults or {})
             return True
         stray = [entry.name for entry in self.path.iterdir() if entry.name != ".lock"]
         if stray:
@@ -233,10 +235,12 @@ class RunFolder:
         self.save()
         return False
 
-    def _check_same(self, identity: Json) -> None:
+    def _check_same(self, identity: Json, defaults: Json) -> None:
         differences: list[str] = []
         for part, new in identity.items():
             old = cast("Json", self.manifest.get(part, {}))
+            if part == "settings":
+                old = {**defaults, **old}
             differences += [
                 f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
                 for key in sorted(set(old) | set(new))

@@ -86,7 +86,8 @@ class Collection:
             **recorded,
         }
         data = {self.questions.name: {"sha256": self.questions.sha256, "questions": len(self.questions.questions)}}
-        self.folder.start(model=self.model.describe(), settings=settings, data=data, notes=notes)
+        defaults = IdentifySettings().model_dump()
+        self.folder.start(model=self.model.describe(), settings=settings, data=data, notes=notes, defaults=defaults)
 
     def run(self, stages: Sequence[Callable[[], None]]) -> None:
         """Do those stages, named by their functions, that aren't done."""
