@@ -54,6 +54,8 @@ class IdentifySettings(BaseModel):
     """Shares of the examples; the rest is the test set."""
     random_sets: int = Field(default=20, ge=2)
     """Random neuron sets to compare with, drawn uniformly; and as many layer-matched ones."""
+    refits: int = Field(default=50, ge=2)
+    """Bootstrap refits behind the stability of each H-Neuron; half as many with the split drawn anew."""
     bootstrap: int = Field(default=2000, ge=100)
     batch_tokens: int = Field(default=4096, ge=64)
     """Tokens of a batch in extraction, padding included."""

@@ -48,6 +48,19 @@ class TrainingData:
         answer = np.ascontiguousarray(self.answer[:, columns])
         return TrainingData(answer, other, self.has_other, self.hallucinated, self.groups)
 
+    def join(self, more: TrainingData) -> TrainingData:
+        """These examples and more of them."""
+        other = None
+        if self.other is not None and more.other is not None:
+            other = np.concatenate([self.other, more.other])
+        return TrainingData(
+            np.concatenate([self.answer, more.answer]),
+            other,
+            np.concatenate([self.has_other, more.has_other]),
+            np.concatenate([self.hallucinated, more.hallucinated]),
+            np.concatenate([self.groups, more.groups]),
+        )
+
     def design(self) -> tuple[Features, NDArray[np.bool_]]:
         """Rows and labels of the classifier (Gao et al. 2025, sec. 3.2).
 

@@ -18,11 +18,13 @@ from hneurons.answers.consistency import Rule, right_verdict, sample_questions
 from hneurons.answers.engine import Engine, Sampling
 from hneurons.answers.judge import AliasJudge, Judge
 from hneurons.answers.spans import RuleSpanFinder, SpanFinder
+from hneurons.errors import UnsupportedModelError
 from hneurons.models.load import StudyModel
 from hneurons.neurons.blockstore import BlockStore, feature_store
 from hneurons.neurons.cett import PooledExtractor, batches
 from hneurons.neurons.choose import TrainingData
 from hneurons.neurons.features import FeatureStore
+from hneurons.neurons.readout import Readout, read_out
 from hneurons.progress import Progress
 from hneurons.questions.sources import QuestionSet
 from hneurons.runfolder import RunFolder, dumps, write_text
@@ -184,6 +186,19 @@ class Collection:
                 store.write(rows, found)
                 tick(len(rows))
 
+    def read_out(self) -> None:
+        """readout/: hidden states, log-probabilities and entropies, for the peers of the H-Neurons."""
+        passages = [passage_of(self.model, example) for example in self.kept]
+        folder = self.folder / "readout"
+        folder.mkdir(exist_ok=True)
+        with self.progress.bar("Reading hidden states", len(passages)) as tick:
+            try:
+                found = read_out(self.model, passages, self.settings.batch_tokens, tick)
+            except UnsupportedModelError as error:
+                self.progress.say(f"Without hidden states and entropies: {error.problem}")
+                return
+        found.save(folder)
+
     # -- what the stages wrote --------------------------------------------------------------------
 
     @cached_property
@@ -200,12 +215,26 @@ class Collection:
             regions = [Region.ANSWER, Region.OTHER] + ([Region.PROMPT] if self.settings.other == "all" else [])
         return feature_store(self.folder / "features", len(self.kept), self.model.layout, regions)
 
-    def rows(self, split: str) -> tuple[list[Example], list[int]]:
-        """Examples of a split, and which rows of the features they are."""
-        rows = [row for row, example in enumerate(self.kept) if example.split == split]
+    @cached_property
+    def readout(self) -> Readout | None:
+        """What `read_out` wrote; None where the model doesn't allow it."""
+        folder = self.folder / "readout"
+        return Readout.load(folder) if (folder / "readout.jsonl").exists() else None
+
+    @cached_property
+    def samples_by_question(self) -> dict[str, list[str]]:
+        """Texts of all responses to each question."""
+        texts: dict[str, list[str]] = {}
+        for row in self.folder.journal("responses.jsonl").read():
+            texts.setdefault(str(row["question_id"]), []).append(str(row["text"]))
+        return texts
+
+    def rows(self, split: str | None) -> tuple[list[Example], list[int]]:
+        """Examples of a split (of all splits: None), and which rows of the features they are."""
+        rows = [row for row, example in enumerate(self.kept) if split in (None, example.split)]
         return [self.kept[row] for row in rows], rows
 
-    def training(self, split: str) -> TrainingData:
+    def training(self, split: str | None) -> TrainingData:
         """What the probe is fitted on."""
         (examples, rows), store = self.rows(split), self.store
         other = has_other = None

@@ -17,15 +17,15 @@ from hneurons.answers.normalise import normalise
 from hneurons.errors import HNeuronsError, RunError, TooFewExamplesError, UsageError
 from hneurons.models.load import StudyModel, as_study_model
 from hneurons.neurons.card import Card
+from hneurons.neurons.choose import TrainingData
 from hneurons.progress import Progress, default_progress
 from hneurons.questions.sources import QuestionSet, load_questions
 from hneurons.results import Run
 from hneurons.runfolder import Json, RunFolder, hash_json, write_json
 from hneurons.settings import IdentifySettings
 from hneurons.studies.collect import Collection, Tools
-from hneurons.studies.controls import Controls, make_controls
-from hneurons.studies.existence import evaluate
-from hneurons.studies.tables import EvaluationData
+from hneurons.studies.controls import make_controls
+from hneurons.studies.review import Reviewer
 from hneurons.types import Label, Question, Verdict
 
 PER_CLASS = 500
@@ -80,20 +80,25 @@ def evaluate_run(
             raise RunError(f"{study.name} is not the model of {run.path}: its configuration differs.", "Give that one.")
         tools = tools or tools_of(run.manifest)
         asked = _Asked.of(folder)
-        fitted = _Fitted.of(folder, study, settings, tools, progress, card)
+        rows = folder.journal("questions.jsonl").read()
+        known = tuple(Question(r["id"], r["question"], tuple(r["answers"]), r["domain"]) for r in rows)
+        own = Collection(folder, study, QuestionSet("own", known), settings, tools, progress)
+        reviewer = _reviewer(own, card)
         failed: list[HNeuronsError] = []
         for questions in sets:
             fresh, seen = asked.leave_out(questions, limit)
             changed = {"samples": 1, "agreement": None, "per_class": per_class, "limit": limit}
             part = _Evaluation(run, study, fresh, settings.model_copy(update=changed), tools, progress)
             try:
-                result = part.run(card, fitted)
+                result = part.run(reviewer)
             except TooFewExamplesError as error:
                 failed.append(error)
                 continue
             key = questions.name if questions.name not in run.manifest["data"] else f"{questions.name} (single samples)"
             evaluation["datasets"][key] = {**result, "already_asked": seen}
             write_json(folder / "evaluation.json", evaluation)
+        evaluation["transfer_between_sets"] = reviewer.transfer(_parts(run, own))
+        write_json(folder / "evaluation.json", evaluation)
     from hneurons.report.page import write_report
 
     write_report(run.path)
@@ -161,33 +166,29 @@ class _Asked:
         return replace(questions, questions=tuple(new[:limit])), seen
 
 
-@dataclass(frozen=True)
-class _Fitted:
+def _reviewer(own: Collection, card: Card) -> Reviewer:
     """What is fitted on the run's own examples and applied to every data set."""
+    settings = own.settings
+    with own.progress.bar("Fitting random neurons", 2 * settings.random_sets) as tick:
+        controls = make_controls(
+            card, own.training("train"), own.evaluation("validation"),
+            sets=settings.random_sets, seed=settings.seed, tick=lambda: tick(1),
+        )  # fmt: skip
+    return Reviewer(own, card, controls)
 
-    validation: EvaluationData
-    controls: Controls
 
-    @classmethod
-    def of(
-        cls,
-        folder: RunFolder,
-        model: StudyModel,
-        settings: IdentifySettings,
-        tools: Tools,
-        progress: Progress,
-        card: Card,
-    ) -> _Fitted:
-        rows = folder.journal("questions.jsonl").read()
-        asked = tuple(Question(r["id"], r["question"], tuple(r["answers"]), r["domain"]) for r in rows)
-        own = Collection(folder, model, QuestionSet("own", asked), settings, tools, progress)
-        validation = own.evaluation("validation")
-        with progress.bar("Fitting random neurons", 2 * settings.random_sets) as tick:
-            controls = make_controls(
-                card, own.training("train"), validation,
-                sets=settings.random_sets, seed=settings.seed, tick=lambda: tick(1),
-            )  # fmt: skip
-        return cls(validation, controls)
+def _parts(run: Run, own: Collection) -> dict[str, TrainingData]:
+    """The run's own examples and those of every data set that it was evaluated on, for the transfer matrix."""
+    parts = {next(iter(run.manifest["data"])): own.training(None)}
+    for path in sorted((run.path / "on").glob("*/run.json")):
+        folder = RunFolder(path.parent)
+        manifest = folder.load()
+        if folder.done("extract"):
+            name = next(iter(manifest["data"]))
+            settings = recorded_settings(manifest)
+            data = Collection(folder, own.model, QuestionSet(name, ()), settings, own.tools, own.progress)
+            parts[name if name not in parts else f"{name} (single samples)"] = data.training(None)
+    return parts
 
 
 class _Evaluation:
@@ -201,12 +202,12 @@ class _Evaluation:
         self.folder = RunFolder(run.path / "on" / slug)
         self.data = Collection(self.folder, model, questions, settings, tools, progress, held_out=True)
 
-    def run(self, card: Card, fitted: _Fitted) -> Json:
+    def run(self, reviewer: Reviewer) -> Json:
+        data = self.data
         with self.folder:
-            self.data.start([], purpose="evaluation")
-            self.data.run((self.data.sample, self.examples, self.data.extract))
-            test = self.data.evaluation("test")
-            result = evaluate(card, fitted.controls, fitted.validation, test, self.data.settings)
+            data.start([], purpose="evaluation")
+            data.run((data.sample, self.examples, data.extract, data.read_out))
+            result = reviewer.dataset(data, "test")
             return {**result, "split": "all", "protocol": PROTOCOL, "answers": self._answers()}
 
     def examples(self) -> None:

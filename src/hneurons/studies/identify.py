@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from hneurons.errors import TooFewExamplesError, UsageError
 from hneurons.models.load import StudyModel, as_study_model
 from hneurons.neurons.card import Card
 from hneurons.neurons.cett import Passage
-from hneurons.neurons.choose import LEAST_TO_CALIBRATE, calibrate, choose_probe
+from hneurons.neurons.calibration import calibrate
+from hneurons.neurons.choose import LEAST_TO_CALIBRATE, choose_probe
 from hneurons.neurons.tokens import showcase_rows, token_scores
 from hneurons.progress import Progress, default_progress
 from hneurons.questions.sources import QuestionSet, load_questions
@@ -26,8 +28,11 @@ from hneurons.settings import IdentifySettings
 from hneurons.studies.collect import Collection, Tools
 from hneurons.studies.controls import make_controls
 from hneurons.studies.examples import SPLITS
-from hneurons.studies.existence import evaluate, verdict
+from hneurons.studies.existence import verdict
+from hneurons.studies.guarantee import control
 from hneurons.studies.records import passage_of
+from hneurons.studies.review import Reviewer
+from hneurons.studies.stability import along_path
 from hneurons.studies.suppression import Suppression
 from hneurons.types import Example, Label, Span
 
@@ -91,8 +96,9 @@ class _Identify:
         self.progress = collection.progress
 
     def run(self) -> None:
-        stages = (self.data.sample, self.examples, self.data.extract, self.fit, self.evaluate, self.report)
-        self.data.run(stages)
+        data = self.data
+        stages = (data.sample, self.examples, data.extract, data.read_out, self.fit, self.evaluate, self.report)
+        data.run(stages)
 
     # -- stages -----------------------------------------------------------------------------------
 
@@ -135,10 +141,18 @@ class _Identify:
             "rule": choice.rule,
             "chosen": choice.chosen,
             "points": choice.points,
+            "stability": along_path(choice.fits, choice.chosen),
         }
         write_json(self.folder / "path.json", path)
         fit = choice.fit
-        calibration = calibrate(fit.score(validation.answer), validation.hallucinated)
+        held = fit.score(validation.answer)
+        calibration = calibrate(held, validation.hallucinated, validation.groups.tolist(), seed=self.settings.seed)
+        examples, _ = self.data.rows("validation")
+        try:
+            guarantee = control(held, validation.hallucinated, [e.question_id for e in examples])
+        except TooFewExamplesError:
+            guarantee = None  # evaluation.json says how many examples it takes
+        domains = Counter(example.domain for example in examples if example.domain)
         described = self.model.describe()
         card = Card.model_validate(
             {
@@ -154,6 +168,7 @@ class _Identify:
                     "solver": self.settings.solver,
                     "intercept": fit.intercept,
                     "calibration": calibration,
+                    "guarantee": guarantee,
                 },
                 "neurons": [
                     {**asdict(neuron), "weight": float(weight)}
@@ -164,6 +179,7 @@ class _Identify:
                     "questions": self.data.questions.sha256,
                     "examples": {str(label): self.folder.manifest["counts"][str(label)] for label in Label},
                     "seed": self.settings.seed,
+                    "domains": dict(sorted(domains.items())),
                 },
             }
         )
@@ -171,30 +187,34 @@ class _Identify:
 
     def evaluate(self) -> None:
         """evaluation.json, and the metrics on the card."""
-        card = Card.load(self.folder / "neurons.json")
-        validation, test = self.data.evaluation("validation"), self.data.evaluation("test")
-        with self.progress.bar("Comparing with controls", 2 * self.settings.random_sets) as tick:
+        card, settings, data = Card.load(self.folder / "neurons.json"), self.settings, self.data
+        with self.progress.bar("Comparing with controls", 2 * settings.random_sets) as tick:
             controls = make_controls(
                 card,
-                self.data.training("train"),
-                validation,
-                sets=self.settings.random_sets,
-                seed=self.settings.seed,
+                data.training("train"),
+                data.evaluation("validation"),
+                sets=settings.random_sets,
+                seed=settings.seed,
                 tick=lambda: tick(1),
             )
-        result = evaluate(card, controls, validation, test, self.settings)
-        shown = [example for example in self.data.kept if example.split == "test"]
-        risks = card.risk(card.score(test.features)).tolist()
+        reviewer = Reviewer(data, card, controls)
+        result = reviewer.dataset(data, "test")
+        with self.progress.bar("Testing the probe's stability", reviewer.refits) as tick:
+            review = reviewer.probe(tick)
+        shown, _ = data.rows("test")
+        risks = card.risk(card.score(data.evaluation("test").features)).tolist()
         rows = showcase_rows(risks, [str(example.label) for example in shown], 6)
         evaluation: Json = {
             "format": "hneurons.evaluation/1",
             "verdict": verdict(result),
-            "datasets": {self.data.questions.name: result},
+            "datasets": {data.questions.name: result},
+            **review,
+            "verbosity": reviewer.verbosity(),
             "showcase": [self._shown(card, shown[row], risks[row]) for row in rows],
         }
         write_json(self.folder / "evaluation.json", evaluation)
         numbers = {key: result["h_neurons"][key] for key in ("auroc", "auprc", "accuracy")}
-        card.model_copy(update={"metrics": {self.data.questions.name: numbers}}).save(self.folder / "neurons.json")
+        card.model_copy(update={"metrics": {data.questions.name: numbers}}).save(self.folder / "neurons.json")
 
     def report(self) -> None:
         """report.html and figures/."""
