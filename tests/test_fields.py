@@ -21,6 +21,7 @@ HUB = {
         {"question": "question", "answers": "answer", "id": "question_id"},
     ),
     "nq_open": (["question", "answer"], {"question": "question", "answers": "answer"}),
+    "aliases": (["question", "aliases", "answer"], {"question": "question", "answers": "answer,aliases"}),
     "mrqa": (["context", "question", "answers", "key", "labels"], {"question": "question", "answers": "answers"}),
     "bioasq": (
         ["body", "documents", "ideal_answer", "exact_answer", "type", "id", "snippets"],

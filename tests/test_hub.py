@@ -102,11 +102,28 @@ def test_only_the_factoid_questions_of_bioasqs_own_file(tmp_path: Path):
     assert len(load_questions(tmp_path / "data" / "bioasq.json").questions) == 2
 
 
+def test_bioasq_of_the_shared_task_has_its_ids_in_another_column(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "bioasq.jsonl").write_text('{"question": "Which gene?", "answers": ["TP53"], "key": "7f"}')
+    assert load_questions("bioasq").questions[0].id == "7f"
+
+
+def test_the_kind_of_question_is_read_from_parquet_too(tmp_path: Path):
+    arrow = pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+    (tmp_path / "data").mkdir()
+    for kinds, dropped in ((["factoid", "list"], {"type is not factoid": 1}), (["factoid", "factoid"], {})):
+        table = arrow.table({"type": kinds, "body": ["Which gene?", "Which genes?"], "exact_answer": ["A", "B"]})
+        pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "data" / "bioasq.parquet")
+        assert load_questions("bioasq").dropped == dropped
+
+
 def test_a_file_without_any_question_of_the_set_is_refused(tmp_path: Path):
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "bioasq.json").write_text('[{"type": "yesno", "body": "Is it?", "exact_answer": "yes"}]')
-    with pytest.raises(QuestionsError, match="holds no questions of bioasq"):
+    path = tmp_path / "data" / "bioasq.json"
+    path.write_text('[{"type": "yesno", "body": "Is it?", "exact_answer": "yes"}]')
+    with pytest.raises(QuestionsError, match="holds no questions of bioasq") as caught:
         load_questions("bioasq")
+    assert str(path) in caught.value.problem
 
 
 def test_a_published_set_may_repeat_a_question_under_its_id(tmp_path: Path):

@@ -124,8 +124,10 @@ def _given(role: str, text: str, columns: Sequence[str], names: Mapping[str, str
 
 
 def _list(columns: Sequence[str]) -> str:
-    shown = ", ".join(columns[:20]) + (", ..." if len(columns) > 20 else "")
-    return f"Its columns are: {shown[:400]}." if columns else "It has no columns."
+    shown = ", ".join(columns)
+    if len(shown) > 400:
+        shown = shown[:400] + "..."
+    return f"Its columns are: {shown}." if columns else "It has no columns."
 
 
 def _plain_name(name: str) -> str:
