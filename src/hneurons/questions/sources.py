@@ -1,22 +1,23 @@
-"""Questions from the package, or from a local JSONL, JSON or CSV file."""
+"""Questions from the package, from a local file, or from a set known by name."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib import resources
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from hneurons.errors import QuestionsError
+from hneurons.questions.fields import Fields, answer_texts, choose_fields, is_missing
+from hneurons.questions.files import SUFFIXES, Table, read_table
+from hneurons.questions.hub import KNOWN, KnownSet, download, find_local
 from hneurons.runfolder import hash_json
 from hneurons.types import Question, to_json
 
 REMEDY = 'Each row needs "question" and "answers" (a text or a list of texts); "id" and "domain" are optional.'
+REPEATED = "repeated question"
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,12 @@ class QuestionSet:
 
     name: str
     questions: tuple[Question, ...]
+    origin: str = ""
+    """`starter`, `file`, or `hub:REPO@COMMIT`."""
+    mapping: dict[str, str] = field(default_factory=dict[str, str])
+    """Role -> the columns it was read from, joined by commas: as `load_questions` takes it for `fields`."""
+    dropped: dict[str, int] = field(default_factory=dict[str, int])
+    """Why rows were left out -> how many, of the whole source, whatever the limit."""
 
     @property
     def sha256(self) -> str:
@@ -32,105 +39,149 @@ class QuestionSet:
         return hash_json([to_json(question) for question in self.questions])
 
 
-def load_questions(source: str | Path, *, limit: int | None = None, seed: int = 0) -> QuestionSet:
-    """The questions of `source`: `starter` or the path of a .jsonl, .json or .csv file.
+def load_questions(
+    source: str | Path,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    fields: Mapping[str, str] | None = None,
+    allow_empty: bool = False,
+) -> QuestionSet:
+    """The questions of `source`, in an order shuffled by `seed`, so that `limit` takes a sample over all domains.
 
-    They come in an order shuffled by `seed`, so that `limit` takes a sample over all domains.
+    Args:
+        source: `starter`; or the path of a .jsonl, .json, .csv, .tsv or .parquet file; or the name of a known set
+            (`hneurons.questions.hub.KNOWN`), taken from the data folder or else from the hub.
+        limit: how many questions at most.
+        seed: of the shuffling.
+        fields: `question`, `answers`, `id` or `domain` -> the column that holds it, where the guess is wrong. Several
+            columns are joined by commas, `column.key` reaches into an object, an empty text leaves the field out.
+        allow_empty: keep questions without answers, whose right reply is to abstain, instead of refusing the file.
 
     Raises:
-        QuestionsError: the source is missing, empty or malformed; says which line.
+        QuestionsError: the source is missing, empty or malformed (says which line), or can't be fetched (says where
+            to put it).
+        MissingExtraError: a Parquet file, and pyarrow isn't installed.
     """
-    if str(source) == "starter":
-        name, rows = "starter", list(_read_starter())
-    else:
-        path = Path(source)
-        if not _is_file(path):
-            raise QuestionsError(
-                f"There is no question set or file {str(source)[:200]!r}.",
-                "Give `starter` or the path of a .jsonl, .json or .csv file.",
-            )
-        name, rows = path.stem, list(_read_file(path))
-    if not rows:
-        raise QuestionsError(f"{source} holds no questions.", REMEDY)
-    questions = _check(str(source), rows)
+    name, origin, path, known = _find(source)
+    # A file of the hub lies deep in a cache: its name on the hub says more.
+    label = f"{known.repo}/{known.file}" if known and origin != "file" else str(path)
+    hints = known.hints if known else None
+
+    def wanted(columns: tuple[str, ...]) -> set[str]:
+        kept = {known.keep[0]} if known and known.keep else set[str]()
+        return choose_fields(columns, fields, hints).candidates | kept
+
+    table = read_table(path, wanted)
+    if not table.rows:
+        raise QuestionsError(f"{label} holds no questions.", REMEDY)
+    chosen = choose_fields(table.columns, fields, hints)
+    dropped: dict[str, int] = {}
+    if known and known.keep:
+        table = _keep(table, *known.keep, dropped)
+    questions = _questions(label, table, chosen, allow_empty, known is not None, dropped)
+    if not questions:
+        raise QuestionsError(f"{label} holds no questions of {name}.", REMEDY)
     random.Random(seed).shuffle(questions)
-    if limit is not None:
-        questions = questions[:limit]
-    return QuestionSet(name, tuple(questions))
+    return QuestionSet(name, tuple(questions[:limit]), origin, chosen.mapping, dropped)
+
+
+def _find(source: str | Path) -> tuple[str, str, Path, KnownSet | None]:
+    """Name, origin and file of the source, and what is known of it."""
+    if str(source) == "starter":
+        return "starter", "starter", Path(__file__).with_name("starter.jsonl"), None
+    path = Path(source)
+    if _is_file(path):
+        return path.stem, "file", path, None
+    known = KNOWN.get(str(source))
+    if known is None:
+        raise QuestionsError(
+            f"There is no question set or file {str(source)[:200]!r}.",
+            f"Give `starter`, {', '.join(f'`{name}`' for name in KNOWN)}, or the path of a {', '.join(SUFFIXES)} file.",
+        )
+    local = find_local(known)
+    if local is not None:
+        return known.name, "file", local, known
+    path, commit = download(known)
+    return known.name, f"hub:{known.repo}@{commit}", path, known
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a name too long for the file system
+    except (OSError, ValueError):  # a name too long for the file system, or with a NUL in it
         return False
 
 
-def _read_starter() -> Iterator[tuple[int, Any]]:
-    text = resources.files("hneurons.questions").joinpath("starter.jsonl").read_text(encoding="utf-8")
-    for number, line in enumerate(text.splitlines(), 1):
-        yield number, json.loads(line)
+def _keep(table: Table, column: str, value: str, dropped: dict[str, int]) -> Table:
+    if column not in table.columns:
+        return table
+    rows = tuple((number, row) for number, row in table.rows if not isinstance(row, dict) or row.get(column) == value)
+    if len(rows) < len(table.rows):
+        dropped[f"{column} is not {value}"] = len(table.rows) - len(rows)
+    return Table(table.columns, rows)
 
 
-def _read_file(path: Path) -> Iterator[tuple[int, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise QuestionsError(f"Can't read {path} ({error}).", "Give a readable UTF-8 file.") from error
-    if path.suffix.lower() == ".csv":
-        try:
-            yield from enumerate(csv.DictReader(io.StringIO(text, newline="")), 2)
-        except csv.Error as error:
-            raise QuestionsError(f"{path} is not usable as CSV ({error}).", "Mend it, or use .jsonl.") from error
-        return
-    if path.suffix.lower() == ".json":
-        try:
-            rows = json.loads(text)
-        except ValueError as error:
-            raise QuestionsError(f"{path} is not JSON ({error}).", "Give a JSON list or use .jsonl.") from error
-        if not isinstance(rows, list):
-            raise QuestionsError(f"{path} is not a JSON list.", REMEDY)
-        yield from enumerate(cast("list[Any]", rows), 1)
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except ValueError as error:
-                raise QuestionsError(
-                    f"{path}, line {number} is not JSON ({error}).", "Mend or delete that line."
-                ) from error
-
-
-def _check(source: str, rows: list[tuple[int, Any]]) -> list[Question]:
+def _questions(
+    label: str, table: Table, chosen: Fields, allow_empty: bool, published: bool, dropped: dict[str, int]
+) -> list[Question]:
+    """The table's questions, each text once; `published` sets may repeat an id along with its question."""
     questions: list[Question] = []
-    seen: dict[str, int] = {}
-    for number, row in rows:
-        where = f"{source}, row {number}"
-        if not isinstance(row, dict):
-            raise QuestionsError(f"{where} is not an object.", REMEDY)
-        fields = cast("dict[str, Any]", row)
-        text = fields.get("question")
-        if not isinstance(text, str) or not text.strip():
-            raise QuestionsError(f"{where} has no question.", REMEDY)
-        answers = fields.get("answers", fields.get("answer"))
-        if isinstance(answers, str):
-            answers = [answers]
-        listed = cast("list[Any]", answers) if isinstance(answers, list) else []
-        texts = [str(a) for a in listed if isinstance(a, str | int | float) and not isinstance(a, bool)]
-        if len(texts) < len(listed):
-            raise QuestionsError(f"{where} has an answer that is no text.", REMEDY)
-        accepted = tuple(answer.strip() for answer in texts if answer.strip())
-        if not accepted:
-            raise QuestionsError(f"{where} has no answers.", REMEDY)
-        given = fields.get("id")
-        identifier = f"q{number}" if given is None or given == "" else str(given)
-        if identifier in seen:
+    empty: list[int] = []
+    ids: dict[str, tuple[int, str]] = {}
+    texts: set[str] = set()
+    for number, row in table.rows:
+        where = f"{label}, row {number}"
+        question = _question(where, number, row, chosen)
+        text = _same(question.question)
+        earlier = ids.setdefault(question.id, (number, text))
+        # TriviaQA's rc files have a row for each source of evidence, so the same question under the same id.
+        if earlier[0] != number and not (published and earlier[1] == text):
             raise QuestionsError(
-                f"{where} has the id {identifier!r} of row {seen[identifier]}.", "Give every question its own id."
+                f"{where} has the id {question.id!r} of row {earlier[0]}.",
+                "Give every question its own id, or number them with fields={'id': ''}.",
             )
-        if any("\ud800" <= letter <= "\udfff" for part in (text, identifier, *accepted) for letter in part):
-            raise QuestionsError(f"{where} holds half a character (a lone surrogate).", "Mend the text of that row.")
-        seen[identifier] = number
-        questions.append(Question(identifier, text.strip(), accepted, str(fields.get("domain") or "")))
+        if not question.answers:
+            empty.append(number)
+        if text in texts:
+            dropped[REPEATED] = dropped.get(REPEATED, 0) + 1
+            continue
+        texts.add(text)
+        questions.append(question)
+    if empty and not allow_empty:
+        others = f" ({len(empty)} rows have none)" if len(empty) > 1 else ""
+        raise QuestionsError(
+            f"{label}, row {empty[0]} has no answers{others}.",
+            f"{REMEDY} {chosen.hint} With allow_empty=True such questions stay: the right reply is then to abstain.",
+        )
     return questions
+
+
+def _question(where: str, number: int, row: Any, chosen: Fields) -> Question:
+    if not isinstance(row, dict):
+        raise QuestionsError(f"{where} is not an object.", REMEDY)
+    cells = cast("dict[str, Any]", row)
+    text = next(iter(chosen.values("question", cells)), None)
+    if not isinstance(text, str) or not text.strip():
+        raise QuestionsError(f"{where} has no question.", f"{REMEDY} {chosen.hint}")
+    try:
+        answers = answer_texts(chosen.values("answers", cells))
+    except ValueError as error:
+        raise QuestionsError(f"{where} has {error}.", f"{REMEDY} {chosen.hint}") from error
+    try:
+        domain = ", ".join(answer_texts(chosen.values("domain", cells)))
+    except ValueError as error:
+        raise QuestionsError(
+            f"{where} has a domain that is no text.", "Leave it out with fields={'domain': ''}."
+        ) from error
+    given = next(iter(chosen.values("id", cells)), None)
+    identifier = f"q{number}" if is_missing(given) else str(given)
+    if any("\ud800" <= letter <= "\udfff" for part in (text, identifier, domain, *answers) for letter in part):
+        raise QuestionsError(f"{where} holds half a character (a lone surrogate).", "Mend the text of that row.")
+    return Question(identifier, text.strip(), answers, domain)
+
+
+def _same(text: str) -> str:
+    """What two spellings of one question share: case, blanks and the closing mark don't count."""
+    # Not NFKC, to which "10²" is "102".
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split()).rstrip(" ?？؟.。")
