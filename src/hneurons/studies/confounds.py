@@ -187,8 +187,9 @@ def quantile_groups(values: Floats, most: int) -> NDArray[np.intp]:
     distinct = np.unique(values)
     edges = distinct
     if len(distinct) > most:
-        edges = np.quantile(values, np.arange(1, most) / most, method="inverted_cdf")
-    return np.unique(np.searchsorted(np.unique(edges), values, side="right"), return_inverse=True)[1]
+        # In whole numbers: 0.55 * 400 is 220.00000000000003, and `np.quantile` would take the next value.
+        edges = np.sort(values)[-(-np.arange(1, most) * len(values) // most) - 1]
+    return np.unique(np.searchsorted(np.unique(edges), values), return_inverse=True)[1]
 
 
 def stratified_auroc(strata: NDArray[Any]) -> Metric:
@@ -225,6 +226,13 @@ def rank_correlation(values: Floats) -> Metric:
         return np.divide(shared, size, out=np.full(len(weights), np.nan), where=size > 1e-12)
 
     return metric
+
+
+def percentile_interval(value: float, draws: Floats, n: int) -> Interval:
+    """A value with the 95 % interval of its resamples; undefined ones are left out."""
+    known = draws[np.isfinite(draws)]
+    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (math.nan, math.nan)
+    return Interval(value, float(low), float(high), n)
 
 
 def _weighted_ranks(values: Floats, weights: Floats) -> Floats:

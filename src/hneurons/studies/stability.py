@@ -92,9 +92,9 @@ def along_path(fits: Sequence[Fit], chosen: int) -> Json:
         fits: the path, ascending in C.
         chosen: index of the chosen one.
 
-    Jaccard indices are between sets of neurons with positive weight; null where both sets are empty. `in_all` counts the
-    neurons of every set from the first that isn't empty on. `entered_at` is the smallest C with that neuron, and `share`
-    the share of those sets that hold it.
+    Jaccard indices are between sets of neurons with positive weight; null where both are empty. `in_all` counts the
+    neurons of every set that isn't empty, `share` is the share of those sets that hold a neuron, and `entered_at` the
+    smallest C with it.
     """
     sets = [_positive(fit) for fit in fits]
     filled = [each for each in sets if each]
@@ -185,7 +185,7 @@ def _frequencies(
     ]
     rows.sort(key=lambda row: (not row["in_card"], -row["frequency"], row["column"]))
     card = {int(column) for column in own}
-    kept = sum(row["stable"] for row in rows if row["in_card"])
+    kept = int((positive[own] >= STABLE * refits).sum())
     between = [each for one, two in combinations(sets, 2) if (each := _jaccard(one, two)) is not None]
     to_card = [each for one in sets if (each := _jaccard(card, one)) is not None]
     sizes = [len(each) for each in sets]
@@ -238,6 +238,6 @@ def _sentence(kind: str, kept: int, own: int, refits: int, between: Sequence[flo
     if kept == own:
         return f"All {own} H-Neurons appear in at least half of {refits} {draws}.{shared}"
     return (
-        f"{kept} of {own} H-Neurons appear in at least half of {refits} {draws}; the other {own - kept} are marked: another "
-        f"draw of the data may well not choose them.{shared}"
+        f"{kept} of {own} H-Neurons appear in at least half of {refits} {draws}; the other {own - kept} are marked: "
+        f"another draw of the data may well not choose them.{shared}"
     )

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 from sklearn.model_selection import StratifiedGroupKFold
 
 from hneurons.errors import TooFewExamplesError
@@ -25,10 +26,12 @@ from hneurons.neurons.probe import Fit, l1_path, smallest_c
 from hneurons.runfolder import Json
 from hneurons.settings import IdentifySettings
 from hneurons.stats import Bootstrap, Interval, cluster_weights
-from hneurons.studies.confounds import stratified_auroc
+from hneurons.studies.confounds import percentile_interval, stratified_auroc
 from hneurons.studies.existence import LEAST_PER_CLASS
 
 Floats = NDArray[np.float64]
+Cell = tuple[float, Floats]
+"""An AUROC, and that of each resample."""
 FOLDS = 3
 CROSS_VALIDATED = "C of each part by cross-validation inside its training folds"
 HOLDS, WEAKER, FAILS, TOO_LITTLE = "transfers", "transfers in part", "does not transfer", "too little data"
@@ -46,10 +49,10 @@ def transfer_matrix(
 
     Args:
         parts: examples by domain or data set. Groups may occur in several parts; they are kept apart all the same.
-        settings: of the probe, with its own `folds` for the cross-validation of C, and of the bootstrap.
+        settings: of the probe, with its own `folds` for the cross-validation of C, and of the bootstrap. Its `C` isn't
+            used: C counts rows, so one value doesn't suit parts of different size.
         multiple: if given, C is this multiple of the smallest C with a neuron of each part, without
-            cross-validation: (folds of `settings` + 1) times faster. C itself can't be shared, since it counts rows;
-            the multiple that the run's own C is of its smallest is the natural choice.
+            cross-validation and far faster; what the run's own C is of its smallest is the natural choice.
         folds: of the matrix.
         tick: called after each fit of a part and fold.
     """
@@ -73,7 +76,7 @@ def transfer_matrix(
     weights = cluster_weights(everyone, settings.bootstrap, settings.seed)
     bounds = np.cumsum([0, *(len(part.groups) for part in used.values())])
     cells: list[Json] = []
-    values: dict[tuple[str, str], tuple[float, Floats]] = {}
+    values: dict[tuple[str, str], Cell] = {}
     for column, test in enumerate(names):
         part, fold_of = used[test], placed[test]
         shared = Bootstrap(part.hallucinated, weights[:, bounds[column] : bounds[column + 1]])
@@ -83,12 +86,14 @@ def transfer_matrix(
             for fold, fit in enumerate(fits[train]):
                 rows = np.flatnonzero(fold_of == fold)
                 scores[rows] = fit.score(part.answer[rows])
-            values[train, test] = shared.distribution(metric, scores)
-            cells.append({"train": train, "test": test, "auroc": shared.interval(metric, scores).to_json()})
-    inside = _mean([values[one, one] for one in names], len(everyone))
-    pairs = [values[train, test] for train in names for test in names if train != test]
-    across = _mean(pairs, len(everyone))
-    loss = _loss([values[one, one] for one in names], pairs, len(everyone))
+            point, draws = values[train, test] = shared.distribution(metric, scores)
+            auroc = percentile_interval(point, draws, len(scores))
+            cells.append({"train": train, "test": test, "auroc": auroc.to_json()})
+    own = _mean([values[one, one] for one in names])
+    other = _mean([values[train, test] for train in names for test in names if train != test])
+    inside, across = (percentile_interval(*mean, len(everyone)) for mean in (own, other))
+    lost = own[1] - other[1] if len(names) > 1 else np.zeros(0)
+    loss = percentile_interval(own[0] - other[0], lost, len(everyone))
     word, sentence = _finding(len(names), inside, across, loss)
     return {
         "format": "hneurons.transfer/1",
@@ -128,7 +133,7 @@ def _folds(parts: Mapping[str, TrainingData], folds: int, seed: int) -> dict[str
 
 def _fit(train: TrainingData, settings: IdentifySettings, multiple: float | None) -> Fit:
     if multiple is None:
-        return choose_probe(train, train, settings).fit
+        return choose_probe(train, train, settings.model_copy(update={"C": None})).fit
     features, positive = train.design()
     if not 0 < positive.sum() < len(positive):
         raise TooFewExamplesError("A fold leaves one class only.", "Ask more questions.")
@@ -147,25 +152,11 @@ def _described(name: str, part: TrainingData, fits: Sequence[Fit]) -> Json:
     }
 
 
-def _mean(values: Sequence[tuple[float, Floats]], n: int) -> Interval:
-    """The mean over cells with the percentiles of its draws; undefined without cells."""
+def _mean(values: Sequence[Cell]) -> Cell:
+    """The mean over cells, and of each draw; NaN without cells."""
     if not values:
-        return Interval(math.nan, math.nan, math.nan, 0)
-    return _interval(float(np.mean([point for point, _ in values])), np.mean([draws for _, draws in values], axis=0), n)
-
-
-def _loss(own: Sequence[tuple[float, Floats]], other: Sequence[tuple[float, Floats]], n: int) -> Interval:
-    """Mean of `own` minus mean of `other`, draw by draw."""
-    if not own or not other:
-        return Interval(math.nan, math.nan, math.nan, 0)
-    points, draws = ([np.mean([cell[i] for cell in cells], axis=0) for cells in (own, other)] for i in (0, 1))
-    return _interval(float(points[0] - points[1]), draws[0] - draws[1], n)
-
-
-def _interval(value: float, draws: Floats, n: int) -> Interval:
-    known = draws[np.isfinite(draws)]
-    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (math.nan, math.nan)
-    return Interval(value, float(low), float(high), n)
+        return math.nan, np.zeros(0)
+    return float(np.mean([point for point, _ in values])), np.mean([draws for _, draws in values], axis=0)
 
 
 def _finding(parts: int, inside: Interval, across: Interval, loss: Interval) -> tuple[str, str]:
@@ -209,7 +200,7 @@ def per_domain_calibration(scores: Floats, hallucinated: NDArray[np.bool_], doma
 def risk_in(calibration: Json, scores: Floats, domain: str) -> Floats:
     """Risk of scores in a domain, by its own calibration where it has one: (examples,) -> (examples,)."""
     used = Calibration.model_validate(calibration["domains"].get(domain, calibration["pooled"]))
-    return 1 / (1 + np.exp(-(used.slope * np.asarray(scores, dtype=np.float64) + used.offset)))
+    return expit(used.slope * np.asarray(scores, dtype=np.float64) + used.offset)
 
 
 def domain_counts(domains: Iterable[str]) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 Contributions averaged over a response encode its length more strongly than its truth. Here both are set by hand: each
 question gets its right answer and a wrong one, each once bare and once in a sentence, and the same sentence for both.
-What the score does between right and wrong is then truth, and between short and long verbosity, with nothing else moved.
+What the score does between right and wrong is then truth, and between short and long verbosity: nothing else moves.
 
 The texts are teacher forced, so the model reads answers that it need not have said. For half of the questions the right
 answer is the model's own and for the other half the wrong one, so that "its own words" is balanced against truth.
@@ -23,6 +23,7 @@ from hneurons.answers.normalise import contains, normalise
 from hneurons.runfolder import Json
 from hneurons.stats import Bootstrap, Interval, cluster_weights, weighted_auroc
 from hneurons.studies.answertype import answer_type
+from hneurons.studies.confounds import percentile_interval
 from hneurons.studies.existence import LEAST_PER_CLASS
 from hneurons.types import Example, Label, Question, Span
 
@@ -101,7 +102,7 @@ def rewrites(examples: Sequence[Example], questions: Sequence[Question], seed: i
 
     The right answer of a faithful example is the model's own, its wrong one the right answer of another question of the
     same domain and answer type, else of the same type; that of a hallucinated example is the model's own, and the
-    right one is the question's first accepted answer. A wrong answer never holds an accepted one, nor is it part of one.
+    right one is the question's first accepted answer. A wrong answer never holds a right one, nor is it part of one.
 
     Args:
         examples: held out from the probe.
@@ -125,7 +126,7 @@ def rewrites(examples: Sequence[Example], questions: Sequence[Question], seed: i
         wrong = pool.wrong(question, right, rng) if faithful else own
         if wrong is None:
             dropped[NO_WRONG] += 1
-        elif not normalise(right) or not normalise(wrong) or _alike(right, wrong):
+        elif not normalise(right) or not normalise(wrong) or _alike(wrong, (right, *question.answers)):
             dropped[SAME] += 1
         else:
             made[example.label].append((row, right, wrong))
@@ -170,14 +171,15 @@ class _Pool:
         for key in ((question.domain, kind), (kind,)):
             shelf = list(self.shelves.get(key, {}))
             for i in rng.permutation(len(shelf)).tolist():
-                if not any(_alike(shelf[i], answer) for answer in (*question.answers, right)):
+                if not _alike(shelf[i], (right, *question.answers)):
                     return shelf[i]
         return None
 
 
-def _alike(one: str, other: str) -> bool:
-    first, second = normalise(one), normalise(other)
-    return first == second or contains(first, second) or contains(second, first)
+def _alike(wrong: str, right: Sequence[str]) -> bool:
+    """Whether an answer is, holds or is part of a right one."""
+    first, others = normalise(wrong), [normalise(answer) for answer in right]
+    return any(first == other or contains(first, other) or contains(other, first) for other in others)
 
 
 def two_by_two(
@@ -253,9 +255,7 @@ def _means(
 
 def _interval(values: Floats, n: int) -> Interval:
     """The first value with the percentiles of the others."""
-    known = values[1:][np.isfinite(values[1:])]
-    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (math.nan, math.nan)
-    return Interval(float(values[0]), float(low), float(high), n)
+    return percentile_interval(float(values[0]), values[1:], n)
 
 
 def _finding(
@@ -267,18 +267,16 @@ def _finding(
     2. truth is not above 0: truth not seen;
     3. |verbosity| - |truth| is above 0: verbosity more than truth; below 0: truth more than verbosity; else alike.
     """
-    told = (
-        f"Between right and wrong the score moves by {truth} standard deviations, between short and long by {verbosity}"
-    )
+    told = f"The score moves by {truth} standard deviations from right to wrong and by {verbosity} from short to long"
     if questions < LEAST_PER_CLASS or not math.isfinite(truth.low) or not math.isfinite(excess.low):
-        return (
-            TOO_LITTLE,
-            f"Too little data to tell truth from verbosity: {questions} questions, {LEAST_PER_CLASS} needed.",
+        return TOO_LITTLE, (
+            f"Too little data to tell truth from verbosity: {questions} questions; {LEAST_PER_CLASS} with scores that "
+            "differ are needed."
         )
     if not truth.low > 0:
         return NEITHER, (
-            f"{told}: with the words given, the score does not tell right from wrong, so what the verdict rests on may be "
-            "how the model speaks when it errs and not the error."
+            f"{told}: with the words given, it does not tell right from wrong. The verdict may then rest on how "
+            "the model speaks when it errs, and not on the error."
         )
     if excess.low > 0:
         return VERBOSITY, f"{told}, {times.value:.1f} times as far: compare risks only between answers of one style."
