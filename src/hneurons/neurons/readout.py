@@ -226,15 +226,9 @@ class _Reader:
             response[row, :length] = torch.from_numpy(passage.mask(Region.RESPONSE))
             answer[row, :length] = torch.from_numpy(passage.mask(Region.ANSWER))
         self._running.needed = torch.roll(response, -1, dims=1)  # each token is predicted at the one before it
-        try:
-            output: Any = self.model.model(
-                input_ids=ids.to(device),
-                attention_mask=mask.long().to(device),
-                use_cache=False,
-                output_hidden_states=True,
-            )
-        finally:
-            self._running.needed = None
+        output: Any = self.model.model(
+            input_ids=ids.to(device), attention_mask=mask.long().to(device), use_cache=False, output_hidden_states=True
+        )
         if not output.hidden_states:
             raise UnsupportedModelError(f"{self.model.name} doesn't hand out its hidden states.", INSTEAD)
         hidden = torch.stack([self._mean(state, answer) for state in output.hidden_states], dim=1)
