@@ -142,7 +142,8 @@ def _class_weights(positive: Labels, weights: Floats, prevalence: float | None) 
         return weights
     totals = np.stack([weights[:, ~positive].sum(axis=1), weights[:, positive].sum(axis=1)], axis=1)
     wanted = np.array([1 - prevalence, prevalence])
-    factors = np.divide(wanted, totals, out=np.full(totals.shape, np.nan), where=totals > 0)
+    both = (totals > 0).all(axis=1, keepdims=True)
+    factors = np.divide(wanted, totals, out=np.full(totals.shape, np.nan), where=both)
     return weights * factors[:, positive.astype(int)]
 
 

@@ -158,24 +158,22 @@ def control(
     unflagged = np.searchsorted(ordered, candidates)  # ties with the threshold are flagged
     passed = p_value(wrong[unflagged], unflagged, alpha) <= delta
     count = len(passed) if passed.all() else int(passed.argmin())
+    threshold = float(candidates[count - 1]) if count else None
     kept = int(unflagged[count - 1]) if count else 0
+    promise = f"at most {_percent(alpha)} of the unflagged answers are hallucinated"
     if count:
-        sentence = (
-            f"Flag scores from {candidates[count - 1]:.4g} up: with {_percent(1 - delta)} confidence at most "
-            f"{_percent(alpha)} of the unflagged answers are hallucinated ({wrong[kept]} of {kept} in the calibration data)."
-        )
+        sentence = f"Flag scores from {threshold:.4g} up: with {_percent(1 - delta)} confidence {promise}"
+        sentence += f" ({wrong[kept]} of {kept} in the calibration data)."
     else:
-        sentence = (
-            f"Flag everything: of the {unflagged[0]} calibration answers with the lowest scores {wrong[unflagged[0]]} "
-            f"are hallucinated, too many to promise at most {_percent(alpha)} with {_percent(1 - delta)} confidence. {MORE}"
-        )
+        sentence = f"Flag everything: that {promise} can't be promised with {_percent(1 - delta)} confidence. Of the "
+        sentence += f"{unflagged[0]} lowest-scoring calibration answers {wrong[unflagged[0]]} are. {MORE}"
     return Guarantee(
         method="learn then test",
         alpha=alpha,
         delta=delta,
-        threshold=float(candidates[count - 1]) if count else None,
+        threshold=threshold,
         n=n,
-        flagged_share_on_calibration=1 - kept / n,
+        flagged_share_on_calibration=(n - kept) / n,
         prevalence=prevalence,
         sentence=sentence,
     )
@@ -220,8 +218,8 @@ def control_misses(
         threshold=threshold,
         n=len(answers.scores),
         flagged_share_on_calibration=float((answers.scores >= threshold).mean()),
-        sentence=f"Flag scores from {threshold:.4g} up: on average at most {_percent(alpha)} of the hallucinated answers go "
-        f"unflagged ({int((ordered < threshold).sum())} of {len(ordered)} in the calibration data).",
+        sentence=f"Flag scores from {threshold:.4g} up: on average at most {_percent(alpha)} of the hallucinated "
+        f"answers go unflagged ({int((ordered < threshold).sum())} of {len(ordered)} in the calibration data).",
     )
 
 
