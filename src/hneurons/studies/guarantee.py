@@ -90,7 +90,7 @@ def p_value(hallucinated: ArrayLike, unflagged: ArrayLike, alpha: float) -> Floa
     return np.asarray(binom.cdf(hallucinated, unflagged, alpha), dtype=np.float64)
 
 
-def tested_ranks(n: int, alpha: float, delta: float, least_share: float) -> NDArray[np.intp]:
+def candidate_ranks(n: int, alpha: float, delta: float, least_share: float) -> NDArray[np.intp]:
     """How many of `n` calibration answers the candidate thresholds leave unflagged, ascending.
 
     The fewest that tolerate no hallucinated answer at all, the fewest that tolerate one, two, ...; from the first that
@@ -154,7 +154,7 @@ def control(
     order = np.argsort(answers.scores, kind="stable")
     ordered = answers.scores[order]
     wrong = np.concatenate([[0], np.cumsum(answers.hallucinated[order])])
-    candidates = ordered[tested_ranks(n, alpha, delta, least_share)]
+    candidates = ordered[candidate_ranks(n, alpha, delta, least_share)]
     unflagged = np.searchsorted(ordered, candidates)  # ties with the threshold are flagged
     passed = p_value(wrong[unflagged], unflagged, alpha) <= delta
     count = len(passed) if passed.all() else int(passed.argmin())
