@@ -166,7 +166,8 @@ def control(
         sentence += f" ({wrong[kept]} of {kept} in the calibration data)."
     else:
         sentence = f"Flag everything: that {promise} can't be promised with {_percent(1 - delta)} confidence. Of the "
-        sentence += f"{unflagged[0]} lowest-scoring calibration answers {wrong[unflagged[0]]} are. {MORE}"
+        sentence += f"{unflagged[0]} calibration answers with a score below {candidates[0]:.4g}, "
+        sentence += f"{wrong[unflagged[0]]} are. {MORE}"
     return Guarantee(
         method="learn then test",
         alpha=alpha,
