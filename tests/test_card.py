@@ -55,6 +55,17 @@ def plain(neurons: list[dict[str, Any]] | None = None, **model: Any) -> dict[str
     }
 
 
+def isotonic(knots: Any) -> dict[str, Any]:
+    """The plain card with an isotonic calibration."""
+    return changed("probe.calibration", {"method": "isotonic", "knots": knots, "n": 300})
+
+
+PROMISE = {
+    "method": "learn then test", "alpha": 0.05, "delta": 0.1, "threshold": -0.25, "n": 400,
+    "flagged_share_on_calibration": 0.6, "prevalence": None, "sentence": "Flag scores from -0.25 up.",
+}  # fmt: skip
+
+
 def card(neurons: list[dict[str, Any]] | None = None, **model: Any) -> Card:
     return Card.model_validate(plain(neurons, **model))
 
@@ -85,6 +96,33 @@ def test_the_documented_card_loads_and_is_saved_as_it_was(tmp_path: Path):
     loaded.save(tmp_path / "again.json")
     assert json.loads((tmp_path / "again.json").read_text()) == plain()
     assert Card.load(tmp_path / "again.json") == loaded == card()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        isotonic([[-2.0, 0.05], [0.1, 0.5], [3.0, 0.5], [3.5, 0.995]]),
+        isotonic([[0.0, 0.5]]),
+        changed("probe.calibration.brier", {"platt": 0.19, "isotonic": 0.2}),
+        changed("probe.guarantee", PROMISE),
+        changed("probe.guarantee", {**PROMISE, "method": "conformal risk control", "delta": None, "threshold": None}),
+        changed("probe.guarantee", {**PROMISE, "prevalence": 0.1}),
+    ],
+    ids=["isotonic", "one knot", "compared", "guarantee", "infeasible", "prevalence"],
+)
+def test_cards_with_isotonic_risk_or_a_guarantee_are_saved_as_they_were(tmp_path: Path, value: Any):
+    loaded = Card.load(stored(tmp_path, value))
+    loaded.save(tmp_path / "again.json")
+    assert json.loads((tmp_path / "again.json").read_text()) == value
+    assert Card.load(tmp_path / "again.json") == loaded
+
+
+def test_a_card_from_before_the_choice_of_method_loads_as_platt(tmp_path: Path):
+    old = plain()
+    del old["probe"]["calibration"]["method"]
+    loaded = Card.load(stored(tmp_path, old))
+    assert loaded == card()
+    assert loaded.probe.guarantee is None
 
 
 WEIGHTS = st.floats(allow_nan=False, allow_infinity=False).filter(bool)
@@ -134,7 +172,13 @@ NAN, INFINITY = float("nan"), float("inf")
         (changed("neurons.1.weight", None), "neurons.1.weight"),
         (changed("neurons.1.weight", 0.0), "zero weight"),
         (changed("probe.intercept", NAN), "probe.intercept"),
-        (changed("probe.calibration.slope", -INFINITY), "probe.calibration.slope"),
+        (changed("probe.calibration.slope", -INFINITY), "probe.calibration.platt.slope"),
+        (changed("probe.calibration", None), "probe.calibration"),
+        (changed("probe.calibration.method", "beta"), "probe.calibration"),
+        (changed("probe.calibration.method", []), "probe.calibration"),
+        (changed("probe.calibration.method", "isotonic"), "probe.calibration.isotonic.knots"),
+        (changed("probe.calibration.knots", [[0.0, 0.5]]), "probe.calibration.platt.knots"),
+        (changed("probe.calibration.brier", {"beta": 0.2}), "probe.calibration.platt.brier"),
         (changed("neurons.0.index", 5), "outside the model"),
         (changed("neurons.0.index", 10**30), "not a"),
         (changed("neurons.0.index", -1), "neurons.0.index"),
@@ -178,6 +222,53 @@ def test_widths_are_positive(tmp_path: Path, width: Any):
     value = plain([{"layer": 0, "index": 0, "weight": 1.0}], width=width)
     with pytest.raises(CardError):
         Card.load(stored(tmp_path, value))
+
+
+@pytest.mark.parametrize(
+    "knots",
+    [
+        [],
+        None,
+        5,
+        [0.1, 0.2],
+        [[0.0]],
+        [[0.0, 0.1, 0.2]],
+        [[1.0, 0.1], [0.0, 0.2]],
+        [[0.0, 0.1], [0.0, 0.2]],
+        [[0.0, 0.3], [1.0, 0.2]],
+        [[0.0, NAN]],
+        [[NAN, 0.5]],
+        [[INFINITY, 0.5]],
+        [[0.0, "NaN"]],
+        [[-1e308, 0.1], [1e308, 0.9]],
+        [[0.0, 1e9]],
+        [[0.0, -1e-9]],
+        [[float(i), 0.5] for i in range(10_001)],
+    ],
+)
+def test_hostile_knots_are_refused(tmp_path: Path, knots: Any):
+    with pytest.raises(CardError, match=r"probe\.calibration\.isotonic"):
+        Card.load(stored(tmp_path, isotonic(knots)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("method", "hope"), ("alpha", 0.0), ("alpha", 1.0), ("alpha", NAN), ("delta", 1.5), ("threshold", INFINITY),
+        ("threshold", "everything"), ("n", -1), ("flagged_share_on_calibration", 1.1), ("prevalence", 0), ("more", 1),
+    ],
+)  # fmt: skip
+def test_a_hostile_guarantee_is_refused(tmp_path: Path, name: str, value: Any):
+    with pytest.raises(CardError, match=f"probe.guarantee.{name}"):
+        Card.load(stored(tmp_path, changed("probe.guarantee", {**PROMISE, name: value})))
+
+
+def test_a_file_too_large_for_a_card_is_not_read(tmp_path: Path):
+    path = tmp_path / "neurons.json"
+    with path.open("wb") as file:
+        file.truncate(1 << 36)  # sparse: a list of 1e9 knots takes about as much
+    with pytest.raises(CardError, match="too large"):
+        Card.load(path)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path):
@@ -260,6 +351,24 @@ def test_risk():
     np.testing.assert_allclose(one.risk(scores), [0.5, 1 / (1 + np.exp(-0.5)), 1 / (1 + np.exp(-2.5)), 0.0, 1.0])
     assert one.risk(-0.25) == 0.5
     assert one.risk(np.zeros((2, 3))).shape == (2, 3)
+
+
+def test_isotonic_risk_runs_straight_between_its_knots_and_flat_outside():
+    one = Card.model_validate(isotonic([[-1.0, 0.1], [1.0, 0.5], [2.0, 0.9]]))
+    np.testing.assert_allclose(one.risk([-9, -1, 0, 1, 1.5, 2, 1e300]), [0.1, 0.1, 0.3, 0.5, 0.7, 0.9, 0.9])
+    assert one.risk(0.0) == pytest.approx(0.3)
+    assert one.risk(np.zeros((2, 3))).shape == (2, 3)
+    assert (Card.model_validate(isotonic([[0.0, 0.4]])).risk([-1, 0, 1]) == 0.4).all()
+
+
+def test_a_guarantee_flags_from_its_threshold_up():
+    promise = Card.model_validate(changed("probe.guarantee", PROMISE)).probe.guarantee
+    assert promise is not None
+    assert promise.feasible
+    assert promise.flag([-1.0, -0.25, 0.0, NAN]).tolist() == [False, True, True, True]
+    nothing = promise.model_copy(update={"threshold": None})
+    assert not nothing.feasible
+    assert nothing.flag([[-1e9, NAN]]).tolist() == [[True, True]]
 
 
 def test_a_card_without_neurons_scores_its_intercept():

@@ -9,32 +9,23 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-)
-from scipy.special import expit
+from pydantic import Field, NonNegativeInt, ValidationError
 
 from hneurons.errors import CardError
 from hneurons.extras import need
 from hneurons.layout import Layout, spread
+from hneurons.neurons import risk
+from hneurons.neurons.risk import Guarantee, Part
 from hneurons.runfolder import write_text
 from hneurons.types import NeuronId
 
 CARD_FORMAT = "hneurons.card/1"
+LARGEST_CARD = 1 << 28
+"""Bytes. A card is read whole, and may be anybody's file."""
 Floats = NDArray[np.float64]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", allow_inf_nan=False)
-
-
-class CardModel(_Part):
+class CardModel(Part):
     """The model that a card belongs to."""
 
     id: str
@@ -49,6 +40,7 @@ class CardModel(_Part):
     """Routed experts of a layer, or of each; only in a model that has some."""
     shared: NonNegativeInt | list[NonNegativeInt] | None = None
     """Neurons of a layer, or of each, that belong to no routed expert; only in a model that has some."""
+    added = ("experts", "shared")
 
     @property
     def widths(self) -> list[int]:
@@ -66,22 +58,11 @@ class CardModel(_Part):
         each = [(w - s) // n if n else 0 for w, n, s in zip(widths, experts, shared, strict=True)]
         return Layout(shared, experts, tuple(each))
 
-    @model_serializer(mode="wrap")
-    def _short(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields: dict[str, Any] = serialise(self)
-        return {k: v for k, v in fields.items() if v is not None or k not in ("experts", "shared")}
+
+Calibration = risk.Platt  # the name under which `choose.calibrate` makes it
 
 
-class Calibration(_Part):
-    """risk = sigmoid(slope * score + offset), fitted on `n` validation examples (Platt 1999)."""
-
-    method: Literal["platt"] = "platt"
-    slope: float
-    offset: float
-    n: int
-
-
-class Probe(_Part):
+class Probe(Part):
     """The linear classifier behind the H-Neurons."""
 
     feature: Literal["cett"] = "cett"
@@ -93,11 +74,15 @@ class Probe(_Part):
     C: float
     solver: str
     intercept: float
-    calibration: Calibration
+    calibration: risk.Calibration
     threshold: float = 0.5
+    """On the risk."""
+    guarantee: Guarantee | None = None
+    """On the score."""
+    added = ("guarantee",)
 
 
-class WeightedNeuron(_Part):
+class WeightedNeuron(Part):
     """A neuron with its weight in the probe."""
 
     layer: int = Field(ge=0)
@@ -127,7 +112,7 @@ class HNeurons(list[WeightedNeuron]):
         return f"{len(self)} of {self.total:,} ({1000 * self.share:.2f} per mille)"
 
 
-class Card(_Part):
+class Card(Part):
     """H-Neurons of one model, with the probe they come from and what it was worth."""
 
     format: Literal["hneurons.card/1"] = CARD_FORMAT
@@ -158,9 +143,8 @@ class Card(_Part):
         return features[:, self.columns].astype(np.float64) @ self.weights + self.probe.intercept
 
     def risk(self, score: ArrayLike) -> Floats:
-        """Calibrated probability of hallucination for probe scores."""
-        calibration = self.probe.calibration
-        return expit(calibration.slope * np.asarray(score, dtype=np.float64) + calibration.offset)
+        """Calibrated probability of hallucination for probe scores, for classes of equal size."""
+        return self.probe.calibration.risk(score)
 
     def check_fits(self, model: dict[str, Any]) -> None:
         """Refuse a model (`StudyModel.describe()`) that this card doesn't belong to.
@@ -193,6 +177,8 @@ class Card(_Part):
             CardError: the file is missing or is no card.
         """
         try:
+            if Path(path).stat().st_size > LARGEST_CARD:
+                raise CardError(f"{path} is not a card (too large).", "Give the neurons.json of a run.")
             card = cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise CardError(f"Can't read the card {path} ({error}).", "Give the neurons.json of a run.") from error
