@@ -258,6 +258,7 @@ def test_near_uses_the_whole_alphabet():
         ("5-METHYL-1H-PYRIDO", "methyl h pyrido"),
         ("Москва", ""),
         ("東京", ""),
+        ("Нью-York", ""),
         ("Αθήνα", ""),
         ("", ""),
     ],
