@@ -63,11 +63,7 @@ def evaluate(
             "accuracy": draws.interval(accuracy_at(0.0), fitted).to_json(),
         }
     cheap = cheap_scores(validation.cheap, validation.hallucinated, test.cheap)
-    combined = cheap_scores(
-        np.column_stack([validation.cheap, held_out]),
-        validation.hallucinated,
-        np.column_stack([test.cheap, score]),
-    )
+    combined = cheap_scores(validation.cheap, validation.hallucinated, test.cheap, (held_out, score))
     positives = int(test.hallucinated.sum())
     negatives = len(test.hallucinated) - positives
     fpr, tpr = ([0.0, 1.0], [0.0, 1.0])

@@ -15,9 +15,9 @@ from hneurons.answers.text import span_text, token_offsets
 from hneurons.answers.thinking import left_open
 from hneurons.errors import TooFewExamplesError, UsageError
 from hneurons.models.load import StudyModel, as_study_model
+from hneurons.neurons.calibration import calibrate
 from hneurons.neurons.card import Card
 from hneurons.neurons.cett import Passage
-from hneurons.neurons.calibration import calibrate
 from hneurons.neurons.choose import LEAST_TO_CALIBRATE, choose_probe
 from hneurons.neurons.tokens import showcase_rows, token_scores
 from hneurons.progress import Progress, default_progress
@@ -199,8 +199,7 @@ class _Identify:
             )
         reviewer = Reviewer(data, card, controls)
         result = reviewer.dataset(data, "test")
-        with self.progress.bar("Testing the probe's stability", reviewer.refits) as tick:
-            review = reviewer.probe(tick)
+        review = reviewer.probe()
         shown, _ = data.rows("test")
         risks = card.risk(card.score(data.evaluation("test").features)).tolist()
         rows = showcase_rows(risks, [str(example.label) for example in shown], 6)

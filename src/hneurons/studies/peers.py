@@ -18,13 +18,14 @@ from scipy.linalg import eigh
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import PolynomialFeatures, StandardScaler
+from sklearn.preprocessing import StandardScaler
 
 from hneurons.answers.normalise import normalise
-from hneurons.neurons.choose import LEAST_TO_CALIBRATE, auroc, calibrate, need_both_classes
+from hneurons.neurons.calibration import calibrate
+from hneurons.neurons.choose import LEAST_TO_CALIBRATE, auroc, need_both_classes
 from hneurons.runfolder import Json
 from hneurons.stats import Bootstrap, accuracy_at, weighted_auroc
-from hneurons.studies.existence import cheap_scores
+from hneurons.studies.cheap import cheap_scores
 
 Floats = NDArray[np.float64]
 Features = NDArray[np.float32]
@@ -252,22 +253,18 @@ def compare_peers(
 def _with_h(peer: Peer, own_held: Floats, held: Labels, own: Floats) -> Floats:
     """Log-odds of the test examples from a peer and the H-Neurons' score together, fitted on the validation examples.
 
-    Plain numbers enter with squares and products, as they do alone; scores of probes are log-odds already and enter as
-    they are. A square and a product of noise would cost AUROC, so that "adds nothing" would be read as "does harm".
+    Plain numbers enter with squares and products, as they do alone; the score of a probe enters as it is.
     """
-    fit_on, scored = peer.validation, peer.test
     if peer.fitted_on == "validation":
-        curve = make_pipeline(StandardScaler(), PolynomialFeatures(2, include_bias=False)).fit(fit_on)
-        fit_on, scored = curve.transform(fit_on), curve.transform(scored)
+        return cheap_scores(peer.validation, held, peer.test, (own_held, own))
     model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
-    model.fit(np.column_stack([fit_on, own_held]), held)
-    return np.asarray(model.decision_function(np.column_stack([scored, own])), dtype=np.float64)
+    model.fit(np.column_stack([peer.validation, own_held]), held)
+    return np.asarray(model.decision_function(np.column_stack([peer.test, own])), dtype=np.float64)
 
 
 def _risk(validation: Floats, hallucinated: Labels, test: Floats) -> Floats:
     """Risk of the test examples, calibrated on the validation examples as the card's is."""
-    calibration = calibrate(validation, hallucinated)
-    return expit(calibration.slope * test + calibration.offset)
+    return calibrate(validation, hallucinated).risk(test)
 
 
 # -- L2 probes ----------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ calibration, a threshold with a guarantee, and truth against verbosity. A part t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ from hneurons.studies.controls import Controls
 from hneurons.studies.existence import evaluate
 from hneurons.studies.guarantee import Answers, achieved, promises
 from hneurons.studies.tables import EvaluationData
-from hneurons.studies.transfer import per_domain_calibration, transfer_matrix
+from hneurons.studies.transfer import FOLDS, per_domain_calibration, transfer_matrix
 from hneurons.studies.verbosity import Rewrite, rewrites, two_by_two
 from hneurons.types import Example, Region, Span
 
@@ -90,7 +90,7 @@ class Reviewer:
         labels = {"validation": self.validation.hallucinated, "test": test.hallucinated}
         return peers.compare_peers(scores, found, labels, test.clusters, self.settings.bootstrap, self.settings.seed)
 
-    def probe(self, tick: Callable[[int], None]) -> Json:
+    def probe(self) -> Json:
         """Stability, transfer between domains, calibration by domain, and guarantees: parts of evaluation.json."""
         own, card, settings = self.own, self.card, self.settings
         both = self.train.join(own.training("validation"))
@@ -98,19 +98,18 @@ class Reviewer:
         C, solver, seed = card.probe.C, settings.solver, settings.seed
         share = settings.train / (settings.train + settings.validation)
 
-        def one() -> None:
-            tick(1)
-
         found: Json = {}
+        refits = (settings.refits, settings.refits // 2)
         try:
-            found["stability"] = {
-                "bootstrap": stability.selection(
-                    self.train, C, solver, columns, refits=settings.refits, seed=seed, tick=one
-                ),
-                "splits": stability.over_splits(
-                    both, share, C, solver, columns, refits=settings.refits // 2, seed=seed, tick=one
-                ),
-            }
+            with own.progress.bar("Fitting the probe again and again", sum(refits)) as tick:
+                found["stability"] = {
+                    "bootstrap": stability.selection(
+                        self.train, C, solver, columns, refits=refits[0], seed=seed, tick=lambda: tick(1)
+                    ),
+                    "splits": stability.over_splits(
+                        both, share, C, solver, columns, refits=refits[1], seed=seed, tick=lambda: tick(1)
+                    ),
+                }
         except TooFewExamplesError as error:
             found["stability"] = problem(error)
         validation, test = own.evaluation("validation"), own.evaluation("test")
@@ -121,10 +120,10 @@ class Reviewer:
             Answers.of(held, validation.hallucinated, validation.clusters),
             Answers.of(scored, test.hallucinated, test.clusters),
         )
-        found["transfer"] = self.transfer(self.by_domain(), one)
+        found["transfer"] = self.transfer(self.by_domain())
         return found
 
-    def transfer(self, parts: Mapping[str, TrainingData], tick: Callable[[], None] = lambda: None) -> Json:
+    def transfer(self, parts: Mapping[str, TrainingData]) -> Json:
         """The matrix of probes trained on each part and tested on each.
 
         C is the same multiple of each part's smallest C as it is for the card: choosing it anew for every part and fold
@@ -132,7 +131,8 @@ class Reviewer:
         """
         multiple = self.card.probe.C / smallest_c(*self.train.design())
         try:
-            return transfer_matrix(parts, self.settings, multiple=multiple, tick=tick)
+            with self.own.progress.bar("Training on one part, testing on another", len(parts) * FOLDS) as tick:
+                return transfer_matrix(parts, self.settings, multiple=multiple, tick=lambda: tick(1))
         except TooFewExamplesError as error:
             return problem(error)
 
