@@ -142,6 +142,9 @@ def test_groups_are_kept_whole():
     apart, whole = calibrate(scores, many), calibrate(scores, many, list(np.repeat(np.arange(60), 10)))
     assert apart.method == "isotonic"
     assert whole.method == "platt"
+    assert apart.brier is not None
+    assert whole.brier is not None
+    assert whole.brier["isotonic"] > apart.brier["isotonic"] + 0.02
     few = calibrate(scores, many, list(np.repeat(np.arange(8), 75)))
     assert few == platt(scores, many)
 
