@@ -144,7 +144,8 @@ class LLMClient:
             completion = self._send(Ask(turns, ask.schema))
             if completion is None:
                 break
-            said, usage = completion.text, completion.usage or Usage()
+            # An endpoint may echo the key.
+            said, usage = self._chat.redact(completion.text), completion.usage or Usage()
             self._count(prompt_tokens=usage.prompt_tokens or 0, completion_tokens=usage.completion_tokens or 0)
             if (reply := _fit(said, ask.schema)) is not None:
                 row = {
@@ -157,7 +158,6 @@ class LLMClient:
                     "completion_tokens": usage.completion_tokens,
                     "seconds": round(time.monotonic() - began, 3),
                 }
-                # An endpoint may echo the key.
                 self._cache.add(json.loads(self._chat.redact(dumps(row))))
                 return reply
             self._count(invalid=1)

@@ -75,7 +75,8 @@ class ReplyCache:
             with self._alone():
                 rows = Journal(self.path).read()
             for row in rows:
-                self._take(row)
+                if {"key", "model", "reply"} <= row.keys():
+                    self._take(row)
 
     def get(self, key: str) -> Json | None:
         """The reply of that key, None if there is none."""
