@@ -226,7 +226,8 @@ def align(quote: str, text: str) -> Span | None:
     """Where `text` has `quote`, blanks around it left out; None if nowhere.
 
     As it stands; else but for case, accents, white space, invisible characters, Markdown stars and the kind of quotes
-    and dashes; else without the punctuation around the quote. Of several places, the first that cuts no word.
+    and dashes; else without the brackets and quotes around it, then without other
+    punctuation too. Of several places, the first that cuts no word.
     """
     bare = quote.strip()
     if not bare:
@@ -235,7 +236,7 @@ def align(quote: str, text: str) -> Span | None:
         return exact
     folded, origins = _fold(text)
     wanted = _fold(bare)[0].strip()
-    for part in (wanted, wanted.strip(_EDGES)):
+    for part in (wanted, wanted.strip(_BRACKETS), wanted.strip(_BRACKETS + _STOPS)):
         found: list[Span] = []
         for place in _places(folded, part) if part else ():
             before, after = place.start - 1, place.end
@@ -250,7 +251,7 @@ def align(quote: str, text: str) -> Span | None:
     return None
 
 
-_EDGES = " .,;:!?'\"()[]{}"
+_BRACKETS, _STOPS = " '\"()[]{}", ".,;:!?"
 _SAME = str.maketrans(dict.fromkeys("‘’‚‛′ʼʻ`´＇", "'") | dict.fromkeys("“”„‟″«»", '"') | dict.fromkeys("‐‑‒–—―−", "-"))
 
 
