@@ -226,8 +226,8 @@ def align(quote: str, text: str) -> Span | None:
     """Where `text` has `quote`, blanks around it left out; None if nowhere.
 
     As it stands; else but for case, accents, white space, invisible characters, Markdown stars and the kind of quotes
-    and dashes; else without the brackets and quotes around it, then without other
-    punctuation too. Of several places, the first that cuts no word.
+    and dashes; else without the brackets and quotes around it, then without other punctuation too. Of several places,
+    the first that cuts no word.
     """
     bare = quote.strip()
     if not bare:
@@ -241,8 +241,8 @@ def align(quote: str, text: str) -> Span | None:
         for place in _places(folded, part) if part else ():
             before, after = place.start - 1, place.end
             # A character that folds to several ("ß", a Korean syllable) is taken whole or not at all.
-            halved = (before >= 0 and origins[before] == origins[place.start]) or (
-                after < len(folded) and origins[after] == origins[place.end - 1]
+            halved = (before >= 0 and origins[before][0] == origins[place.start][0]) or (
+                after < len(folded) and origins[after][0] == origins[place.end - 1][0]
             )
             if not halved:
                 found.append(Span(origins[place.start][0], origins[place.end - 1][1]))
