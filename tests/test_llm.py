@@ -80,10 +80,7 @@ def test_a_strict_schema_is_sent_and_the_reply_validated(server: LLMServer, tmp_
     assert shape["schema"]["properties"]["word"]["enum"] == ["yes", "no"]
     assert shape["schema"]["required"] == ["word"]
     assert shape["schema"]["additionalProperties"] is False
-    assert (
-        server.headers[0]["authorization" if "authorization" in server.headers[0] else "Authorization"]
-        == f"Bearer {KEY}"
-    )
+    assert f"Bearer {KEY}" in server.headers[0].values()
 
 
 def test_a_temperature_of_none_is_not_sent(server: LLMServer, tmp_path: Path):
@@ -190,7 +187,7 @@ def test_a_connection_that_breaks_within_the_reply_is_tried_again(server: LLMSer
         (Fail(401), "refused the API key (HTTP 401). Set OPENAI_API_KEY", 1),
         (Fail(403), "refused the API key (HTTP 403). Set OPENAI_API_KEY", 1),
         (Fail(404), "has no model m under http://", 1),
-        (Fail(429), "limits the rate or the quota, after 2 retries too", 3),
+        (Fail(429, "slow down"), "limits the rate or the quota (HTTP 429, at most 2 retries): slow down. Lower", 3),
         (Fail(500, "on fire"), "failed with HTTP 500: on fire. Try later.", 3),
         (Fail(418, "a teapot"), "failed with HTTP 418: a teapot. Change the setting", 1),
         (Raw(b"{", promised=9), "Can't reach", 3),

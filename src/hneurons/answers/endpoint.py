@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
@@ -219,6 +219,10 @@ class Chat:
 
     def _failure(self, error: Any) -> _Failure:
         where, status = self._where, getattr(error, "status_code", None)
+        body = getattr(error, "body", None)
+        message = cast("Json", body).get("message") if isinstance(body, dict) else body
+        # Redacted before it is cut: a cut key is still a part of one.
+        words = self.redact(str(message or ""))[:200] or "no reason given"
         again = "Then run the same command again: it continues with what is missing."
         if isinstance(error, self._openai.APITimeoutError):
             problem = f"{where.host} sent nothing for {where.timeout:g} s, {where.retries + 1} times in a row."
@@ -232,13 +236,10 @@ class Chat:
             problem = f"{where.host} has no model {where.model} under {where.base_url} (HTTP 404)."
             remedy = "Check the model's name, and the URL, which usually ends in /v1."
         elif status == 429:
-            problem = f"{where.host} limits the rate or the quota, after {where.retries} retries too (HTTP 429)."
+            problem = f"{where.host} limits the rate or the quota (HTTP 429, at most {where.retries} retries): {words}."
             remedy = f"Lower the concurrency, or wait. {again}"
         else:
-            body = error.body if isinstance(error.body, dict) else {"message": error.body}
-            # Redacted before it is cut: a cut key is still a part of one.
-            words = self.redact(str(body.get("message") or ""))[:200]
-            problem = f"{where.host} failed with HTTP {status}: {words or 'no reason given'}."
+            problem = f"{where.host} failed with HTTP {status}: {words}."
             remedy = f"Try later. {again}" if status >= 500 else "Change the setting that it names; see docs/judges.md."
         return _Failure(status, str(getattr(error, "code", None) or ""), JudgeError(problem, remedy))
 
