@@ -119,19 +119,22 @@ def test_a_group_never_meets_itself_not_even_in_another_part():
 
 
 def test_a_cell_counts_pairs_of_one_fold_only():
-    parts = {"a": part(0, [3], n=60), "b": part(1, [3], n=60)}
-    result = transfer_matrix(parts, SETTINGS, multiple=5)
+    parts = {"a": part(0, [3], 60, 0.8), "b": part(2, [3], 60, 0.8)}
+    result = transfer_matrix(parts, SETTINGS, multiple=20)
     folds = module._folds(parts, 3, SETTINGS.seed)
     ordered = total = 0.0
+    scores = np.zeros(60)
     for fold in range(3):
         train = parts["a"].take(np.flatnonzero(folds["a"] != fold))
-        fit = l1_path(train.answer, train.hallucinated, [5 * smallest_c(train.answer, train.hallucinated)])[0]
+        fit = l1_path(train.answer, train.hallucinated, [20 * smallest_c(train.answer, train.hallucinated)])[0]
         rows = folds["b"] == fold
+        scores[rows] = fit.score(parts["b"].answer[rows])
         label = parts["b"].hallucinated[rows]
         pairs = label.sum() * (~label).sum()
-        ordered += pairs * roc_auc_score(label, fit.score(parts["b"].answer[rows]))
+        ordered += pairs * roc_auc_score(label, scores[rows])
         total += pairs
     assert cell(result, "a", "b")["value"] == pytest.approx(ordered / total, abs=1e-6)
+    assert abs(roc_auc_score(parts["b"].hallucinated, scores) - ordered / total) > 1e-3
     assert cell(result, "a", "b")["n"] == 60
 
 
