@@ -15,7 +15,6 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 
 from hneurons.errors import TooFewExamplesError
-from hneurons.neurons import choose
 from hneurons.neurons.calibration import (
     at_prevalence,
     brier,
@@ -49,12 +48,6 @@ def ones(n: int) -> np.ndarray:
 
 
 # -- the two fits -------------------------------------------------------------------------------------
-
-
-def test_platt_is_the_calibration_it_always_was():
-    for seed in range(5):
-        scores, label = drawn(sigmoid, 60, seed)
-        assert platt(scores, label) == choose.calibrate(scores, label)
 
 
 @pytest.mark.parametrize(

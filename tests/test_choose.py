@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.special import expit
 
 from hneurons.errors import TooFewExamplesError
 from hneurons.neurons import choose
-from hneurons.neurons.card import Calibration
-from hneurons.neurons.choose import TrainingData, auroc, calibrate, choose_probe, cross_validate, need_both_classes
+from hneurons.neurons.choose import TrainingData, auroc, choose_probe, cross_validate, need_both_classes
 from hneurons.neurons.probe import smallest_c
 from hneurons.settings import IdentifySettings
 
@@ -283,70 +281,3 @@ def test_need_both_classes():
 def test_auroc_of_one_class_is_a_toss_up():
     assert auroc(np.array([True, True]), np.array([0.0, 1.0])) == 0.5
     assert auroc(np.array([False, True]), np.array([0.0, 1.0])) == 1.0
-
-
-# -- calibration --------------------------------------------------------------------------------------
-
-
-def risk(calibration: Calibration, scores: Any) -> np.ndarray:
-    return expit(calibration.slope * np.asarray(scores) + calibration.offset)
-
-
-def drawn(slope: float, offset: float, n: int = 4000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    scores = 3 * rng.normal(size=n)
-    return scores, rng.random(n) < expit(slope * scores + offset)
-
-
-def test_calibration_recovers_the_chances():
-    scores, label = drawn(0.8, 0.0)
-    calibration = calibrate(scores, label)
-    assert calibration.slope == pytest.approx(0.8, abs=0.08)
-    assert calibration.offset == pytest.approx(0.0, abs=0.15)
-    assert (calibration.n, calibration.method) == (4000, "platt")
-
-
-def test_a_risk_of_one_half_is_neutral_whatever_the_base_rate():
-    scores, label = drawn(0.8, 0.0)
-    rare = np.flatnonzero(~label | (np.arange(4000) % 10 == 0))
-    whole, thinned = calibrate(scores, label), calibrate(scores[rare], label[rare])
-    assert label[rare].mean() < 0.12
-    np.testing.assert_allclose(risk(thinned, [-2, 0, 2]), risk(whole, [-2, 0, 2]), atol=0.08)
-
-
-def test_risk_rises_with_the_score():
-    scores, label = drawn(0.3, 0.5, n=200)
-    calibration = calibrate(scores, label)
-    assert calibration.slope > 0
-    assert (np.diff(risk(calibration, np.linspace(-10, 10, 50))) > 0).all()
-
-
-def test_a_probe_that_predicts_the_opposite_is_not_turned_round():
-    scores, label = drawn(-1.0, 0.0, n=200)
-    calibration = calibrate(scores, label)
-    assert (calibration.slope, calibration.offset, calibration.n) == (0.0, 0.0, 200)
-    assert (risk(calibration, scores) == 0.5).all()
-
-
-@pytest.mark.parametrize(("factor", "shift"), [(1e-6, 0.0), (1e6, 0.0), (1.0, 50.0), (1e-3, -1.0)])
-def test_calibration_does_not_depend_on_the_unit_of_the_score(factor: float, shift: float):
-    scores, label = drawn(0.5, -0.5, n=300)
-    wanted = risk(calibrate(scores, label), scores)
-    moved = factor * scores + shift
-    np.testing.assert_allclose(risk(calibrate(moved, label), moved), wanted, atol=0.01)
-
-
-def test_calibration_of_constant_and_of_separable_scores_is_finite():
-    label = np.arange(20) < 10
-    flat = calibrate(np.full(20, 3.0), label)
-    np.testing.assert_allclose(risk(flat, [3.0]), 0.5, atol=1e-3)
-    apart = calibrate(label.astype(float), label)
-    assert np.isfinite([apart.slope, apart.offset]).all()
-    assert risk(apart, [0.0])[0] < 0.1
-    assert risk(apart, [1.0])[0] > 0.9
-
-
-@pytest.mark.parametrize("count", [0, 2, 28, 30])
-def test_too_few_of_a_class_to_calibrate(count: int):
-    with pytest.raises(TooFewExamplesError, match="in the validation split; at least 3"):
-        calibrate(np.arange(30.0), np.arange(30) < count)

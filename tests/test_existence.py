@@ -13,8 +13,9 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from cards import probe
+from hneurons.neurons.calibration import calibrate
 from hneurons.neurons.card import Card
-from hneurons.neurons.choose import TrainingData, calibrate, choose_probe
+from hneurons.neurons.choose import TrainingData, choose_probe
 from hneurons.runfolder import dumps
 from hneurons.settings import IdentifySettings
 from hneurons.stats import minimum_detectable_auroc

@@ -9,18 +9,11 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from hneurons.answers.batch import BatchJudge, BatchSpanFinder, find_all, judge_all
 from hneurons.answers.endpoint import Endpoint
 from hneurons.answers.judge import AliasJudge, Judge
 from hneurons.answers.llm import LLMClient
-from hneurons.answers.llmjudge import (
-    BatchJudge,
-    BatchSpanFinder,
-    LLMJudge,
-    LLMSpanFinder,
-    align,
-    find_all,
-    judge_all,
-)
+from hneurons.answers.llmjudge import LLMJudge, LLMSpanFinder, align
 from hneurons.answers.spans import RuleSpanFinder, SpanFinder
 from hneurons.types import Question, Span, Verdict
 from llm_server import Fail, LLMServer, Say

@@ -11,8 +11,9 @@ from sklearn.metrics import roc_auc_score
 
 from cards import probe
 from hneurons.errors import TooFewExamplesError
+from hneurons.neurons.calibration import calibrate
 from hneurons.neurons.card import Card
-from hneurons.neurons.choose import TrainingData, calibrate
+from hneurons.neurons.choose import TrainingData
 from hneurons.neurons.probe import l1_path, smallest_c
 from hneurons.runfolder import dumps
 from hneurons.settings import IdentifySettings

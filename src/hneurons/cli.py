@@ -10,6 +10,28 @@ from typing import Annotated, Any
 import typer
 
 from hneurons.errors import HNeuronsError
+from hneurons.options import (
+    Device,
+    Dtype,
+    Empty,
+    Field,
+    Json,
+    JudgeCalls,
+    JudgeKey,
+    JudgeModel,
+    JudgeName,
+    JudgeUrl,
+    ModelArgument,
+    Out,
+    Pattern,
+    PromptPrice,
+    Questions,
+    ReplyPrice,
+    Revision,
+    RunArgument,
+    Spans,
+    Trust,
+)
 
 app = typer.Typer(
     name="hneurons",
@@ -19,18 +41,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Find the hallucination-associated neurons (H-Neurons) of a language model, and say how well they predict.",
 )
-
-Out = Annotated[Path, typer.Option("--out", help="Run folder; an unfinished run in it is continued.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Hub id, folder, .gguf file or demo model (see `hneurons pull`).")
-]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, or spread over all there are.")]
-Revision = Annotated[str | None, typer.Option(help="Commit or tag on the hub.")]
-Pattern = Annotated[str | None, typer.Option(help="Path pattern of the down projections, for architectures not known.")]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 
 
 @app.command()
@@ -51,10 +61,10 @@ def demo(
 @app.command()
 def identify(
     model: ModelArgument,
-    questions: Annotated[
-        str, typer.Option("--questions", help="starter, or a .jsonl, .json or .csv file.")
-    ] = "starter",
+    questions: Questions = "starter",
     out: Out = Path("runs/identify"),
+    field: Field = None,
+    allow_empty: Empty = False,
     limit: Annotated[int | None, typer.Option(help="Use a random sample of this many questions.")] = None,
     samples: Annotated[int | None, typer.Option(help="Responses a question. [10]")] = None,
     agreement: Annotated[int | None, typer.Option(help="How many of them must agree. [all]")] = None,
@@ -70,9 +80,14 @@ def identify(
         str | None,
         typer.Option(help="paper: C by the paper's joint rule. reference: the public code's choices, to compare with."),
     ] = None,
-    judge: Annotated[
-        str | None, typer.Option(help="alias or substring. [alias; substring with --preset reference]")
-    ] = None,
+    judge: JudgeName = None,
+    spans: Spans = None,
+    judge_model: JudgeModel = None,
+    judge_url: JudgeUrl = None,
+    judge_key_env: JudgeKey = None,
+    judge_calls: JudgeCalls = None,
+    prompt_price: PromptPrice = None,
+    completion_price: ReplyPrice = None,
     labelling: Annotated[str | None, typer.Option(help="3-vs-1 or 1-vs-1. [3-vs-1]")] = None,
     other: Annotated[str | None, typer.Option(help="The other tokens: response or all. [response]")] = None,
     solver: Annotated[str | None, typer.Option(help="exact or liblinear. [exact]")] = None,
@@ -106,8 +121,12 @@ def identify(
         seed=seed,
     )
     loading = _loading(dtype, device, revision, ffn, trust_remote_code)
-    name = judge or ("substring" if preset == "reference" else "alias")
-    _identify(model, questions, out, settings, as_json, loading=loading, judge=name)
+    judging = _judging(
+        judge or ("substring" if preset == "reference" else "alias"), spans, judge_model, judge_url, judge_key_env,
+        judge_calls, prompt_price, completion_price,
+    )  # fmt: skip
+    reading = {"fields": _fields(field), "allow_empty": allow_empty}
+    _identify(model, questions, out, settings, as_json, loading=loading, judging=judging, reading=reading)
 
 
 @app.command()
@@ -117,15 +136,37 @@ def evaluate(
     more: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", show_default=False)] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask a random sample of so many questions of each.")] = None,
     per_class: Annotated[int, typer.Option(min=10, help="Stop at this many examples of each class.")] = 500,
+    field: Field = None,
+    allow_empty: Empty = False,
+    judge: JudgeName = None,
+    spans: Spans = None,
+    judge_model: JudgeModel = None,
+    judge_url: JudgeUrl = None,
+    judge_key_env: JudgeKey = None,
+    judge_calls: JudgeCalls = None,
+    prompt_price: PromptPrice = None,
+    completion_price: ReplyPrice = None,
     as_json: Json = False,
 ) -> None:
     """Score the H-Neurons of RUN on other data sets: `hneurons evaluate RUN --on nq_open bioasq nonexist`."""
     from hneurons.progress import TerminalProgress
+    from hneurons.results import Run
     from hneurons.runfolder import dumps
-    from hneurons.studies.evaluate import evaluate_run
+    from hneurons.studies.evaluate import evaluate_run, recorded_judging
+    from hneurons.studies.judging import open_tools
 
-    names = [*on, *(more or [])]
-    done = evaluate_run(run, names, limit=limit, per_class=per_class, progress=TerminalProgress())
+    progress = TerminalProgress()
+    opened = Run(run)
+    fields = _fields(field)
+    sets = [_read_questions(name, progress, fields=fields, allow_empty=allow_empty) for name in [*on, *(more or [])]]
+    usual = recorded_judging(opened.manifest)
+    judging = _judging(
+        judge or usual.judge, spans or usual.spans, judge_model or usual.endpoint.get("model"), judge_url,
+        judge_key_env, judge_calls, prompt_price, completion_price,
+    )  # fmt: skip
+    asked = [question for questions in sets for question in questions.questions[:limit]]
+    with open_tools(judging, run / "judge-cache", asked, 1, progress.say) as tools:
+        done = evaluate_run(opened, sets, tools=tools, limit=limit, per_class=per_class, progress=progress)
     if as_json:
         typer.echo(dumps({"run": str(done.path), "report": str(done.report), "rows": done.rows()}))
         return
@@ -191,33 +232,71 @@ def _identify(
     *,
     loading: dict[str, Any] | None = None,
     notes: list[str] | None = None,
-    judge: str = "alias",
+    judging: Any = None,
+    reading: dict[str, Any] | None = None,
 ) -> None:
     from hneurons.progress import TerminalProgress
-    from hneurons.questions.sources import load_questions
     from hneurons.runfolder import dumps
 
     progress = TerminalProgress()
     # Look at the questions before the model: a slip in the file shows at once, not after a long load.
-    asked = load_questions(questions, limit=settings.limit, seed=settings.seed)
-    judged_by = _judge(judge)
+    asked = _read_questions(questions, progress, limit=settings.limit, seed=settings.seed, **(reading or {}))
     loaded = _load(model, progress, loading or {})
     from hneurons.studies.identify import identify as find
+    from hneurons.studies.judging import Judging, open_tools
 
-    run = find(loaded, asked, out, settings, judge=judged_by, notes=notes or [], progress=progress)
+    with open_tools(
+        judging or Judging(), out / "judge-cache", asked.questions, settings.samples, progress.say
+    ) as tools:
+        run = find(
+            loaded, asked, out, settings, judge=tools.judge, finder=tools.finder, notes=notes or [], progress=progress
+        )
     if as_json:
         typer.echo(dumps({"run": str(run.path), "report": str(run.report), **run.evaluation["verdict"]}))
         return
     _print_run(run)
 
 
-def _judge(name: str) -> Any:
-    from hneurons.answers.judge import JUDGES
+def _read_questions(source: str, progress: Any, **options: Any) -> Any:
+    from hneurons.questions.sources import load_questions
+
+    asked = load_questions(source, **options)
+    read = ", ".join(f"{role} from {columns}" for role, columns in asked.mapping.items() if role != columns)
+    dropped = ", ".join(f"{name} {count:,}" for name, count in asked.dropped.items())
+    if read or dropped:
+        progress.say(
+            f"{asked.name}: {len(asked.questions):,} questions" + _after("; ", read) + _after("; left out: ", dropped)
+        )
+    return asked
+
+
+def _after(lead: str, text: str) -> str:
+    return lead + text if text else ""
+
+
+def _fields(given: list[str] | None) -> dict[str, str] | None:
     from hneurons.errors import UsageError
 
-    if name not in JUDGES:
-        raise UsageError(f"There is no judge {name!r}.", f"Judges: {', '.join(JUDGES)}.")
-    return JUDGES[name]()
+    fields: dict[str, str] = {}
+    for each in given or []:
+        role, found, columns = each.partition("=")
+        if not found:
+            raise UsageError(f"--field {each!r} has no '='.", "Write it as --field question=COLUMN.")
+        fields[role] = columns
+    return fields or None
+
+
+def _judging(
+    judge: str, spans: str | None, model: str | None, url: str | None, key_env: str | None, calls: int | None,
+    prompt_price: float | None, completion_price: float | None,
+) -> Any:  # fmt: skip
+    from hneurons.studies.judging import Judging
+
+    where = {
+        "model": model, "base_url": url, "key_env": key_env, "max_calls": calls, "prompt_price": prompt_price,
+        "completion_price": completion_price,
+    }  # fmt: skip
+    return Judging(judge, spans or "rule", where)
 
 
 def _loading(dtype: str, device: str, revision: str | None, ffn: str | None, trust: bool) -> dict[str, Any]:

@@ -216,7 +216,8 @@ class RunFolder:
             self.load()
             self._check_same(identity, defaults or {})
             return True
-        stray = [entry.name for entry in self.path.iterdir() if entry.name != ".lock"]
+        # An LLM judge is tried before the run begins.
+        stray = [entry.name for entry in self.path.iterdir() if entry.name not in (".lock", "judge-cache")]
         if stray:
             raise RunMismatchError(
                 f"{self.path} is not empty and holds no run.json (found {sorted(stray)[0]}).",

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hneurons.answers.batch import Pair, find_all, judge_all
 from hneurons.answers.judge import Judge
-from hneurons.answers.llmjudge import Pair, find_all, judge_all
 from hneurons.answers.spans import SpanFinder, to_token_span
 from hneurons.runfolder import Json
 from hneurons.stats import Bootstrap, Interval

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from hneurons.answers.batch import judge_all
 from hneurons.answers.engine import Engine, Request, Sampling
 from hneurons.answers.judge import Judge
 from hneurons.types import Label, Question, Response, Verdict
@@ -96,8 +97,9 @@ def sample_questions(
         if not requests:
             break
         by_id = {question.id: question for question in alive}
-        for response in engine.sample(requests, sampling):
-            verdict = judge.judge(by_id[response.question_id], response.text)
+        responses = engine.sample(requests, sampling)
+        given = judge_all(judge, [(by_id[response.question_id], response.text) for response in responses])
+        for response, verdict in zip(responses, given, strict=True):
             verdicts[response.question_id].append(verdict)
             judged.append(replace(response, verdict=verdict, judge=judge.name))
         taken += size

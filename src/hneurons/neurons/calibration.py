@@ -17,11 +17,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.utils.class_weight import compute_sample_weight
 
-from hneurons.neurons.choose import LEAST_TO_CALIBRATE, need_both_classes
+from hneurons.neurons.choose import need_both_classes
 from hneurons.neurons.risk import Isotonic, Platt
 from hneurons.stats import Bootstrap, Floats, Interval, Metric
 
 Labels = NDArray[np.bool_]
+LEAST_TO_CALIBRATE = 3  # of each class; a card from so few says so, and the verdict is "too little data"
 LEAST_FOR_ISOTONIC = 100
 """Examples below which a step function through them is too rough to be worth comparing."""
 FOLDS = 5

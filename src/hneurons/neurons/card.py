@@ -59,9 +59,6 @@ class CardModel(Part):
         return Layout(shared, experts, tuple(each))
 
 
-Calibration = risk.Platt  # the name under which `choose.calibrate` makes it
-
-
 class Probe(Part):
     """The linear classifier behind the H-Neurons."""
 

@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 
 from hneurons.errors import TooFewExamplesError
-from hneurons.neurons.card import Calibration
 from hneurons.neurons.probe import Fit, l1_path, path_grid, smallest_c
 from hneurons.settings import IdentifySettings
 
@@ -21,7 +19,6 @@ Features = NDArray[np.float32]
 RULE = "the smallest C within one standard error of the best cross-validated AUROC"
 JOINT = "the largest sum of cross-validated accuracy and accuracy of the model with the H-Neurons suppressed"
 GIVEN = "C was given"
-LEAST_TO_CALIBRATE = 3  # of each class; a card from so few says so, and the verdict is "too little data"
 
 
 @dataclass(frozen=True)
@@ -205,17 +202,3 @@ def _accuracy(fit: Fit, fitted_on: TrainingData, data: TrainingData) -> float:
     if not 0 < data.hallucinated.sum() < len(flagged):
         return 0.5
     return float((flagged[data.hallucinated].mean() + (~flagged)[~data.hallucinated].mean()) / 2)
-
-
-def calibrate(scores: NDArray[np.float64], hallucinated: NDArray[np.bool_]) -> Calibration:
-    """Platt scaling on held-out examples, classes weighted alike, so that a risk of 0.5 is neutral.
-
-    A slope below zero would turn the probe round; it is set to zero then, and the risk says nothing, as it should.
-    """
-    need_both_classes(hallucinated, LEAST_TO_CALIBRATE, "in the validation split")
-    spread = float(scores.std()) or 1.0
-    model = LogisticRegression(C=1e3, class_weight="balanced").fit(scores[:, None] / spread, hallucinated)
-    slope = float(model.coef_[0, 0]) / spread
-    if slope <= 0:
-        return Calibration(slope=0.0, offset=0.0, n=len(scores))
-    return Calibration(slope=slope, offset=float(model.intercept_[0]), n=len(scores))

@@ -22,7 +22,11 @@ COMMON = frozenset({"medicine", "compound", "epithet"})
 _SLOT = re.compile(r"\{(\w+)\}")
 
 
-def nonexist(count: int = 1000, seed: int = 0) -> QuestionSet:
+NONEXIST = 1000
+"""Questions when no number is given."""
+
+
+def nonexist(count: int = NONEXIST, seed: int = 0) -> QuestionSet:
     """`count` questions about things that don't exist, without accepted answers.
 
     The twelve families take turns, so any first part of the set is balanced over them, and a larger `count` extends a

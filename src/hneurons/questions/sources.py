@@ -50,8 +50,9 @@ def load_questions(
     """The questions of `source`, in an order shuffled by `seed`, so that `limit` takes a sample over all domains.
 
     Args:
-        source: `starter`; or the path of a .jsonl, .json, .csv, .tsv or .parquet file; or the name of a known set
-            (`hneurons.questions.hub.KNOWN`), taken from the data folder or else from the hub.
+        source: `starter`; `nonexist`, questions about invented things; the path of a .jsonl, .json, .csv, .tsv or
+            .parquet file; or the name of a known set (`hneurons.questions.hub.KNOWN`), taken from the data folder or
+            else from the hub.
         limit: how many questions at most.
         seed: of the shuffling.
         fields: `question`, `answers`, `id` or `domain` -> the column that holds it, where the guess is wrong. Several
@@ -63,6 +64,10 @@ def load_questions(
             to put it).
         MissingExtraError: a Parquet file, and pyarrow isn't installed.
     """
+    if str(source) == "nonexist":
+        from hneurons.questions.nonexist import NONEXIST, nonexist  # it needs QuestionSet
+
+        return nonexist(limit or NONEXIST, seed)
     name, origin, path, known = _find(source)
     # A file of the hub lies deep in a cache: its name on the hub says more.
     label = f"{known.repo}/{known.file}" if known and origin != "file" else str(path)
@@ -97,7 +102,8 @@ def _find(source: str | Path) -> tuple[str, str, Path, KnownSet | None]:
     if known is None:
         raise QuestionsError(
             f"There is no question set or file {str(source)[:200]!r}.",
-            f"Give `starter`, {', '.join(f'`{name}`' for name in KNOWN)}, or the path of a {', '.join(SUFFIXES)} file.",
+            f"Give `starter`, `nonexist`, {', '.join(f'`{name}`' for name in KNOWN)}, "
+            f"or the path of a {', '.join(SUFFIXES)} file.",
         )
     local = find_local(known)
     if local is not None:

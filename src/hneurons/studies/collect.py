@@ -142,7 +142,8 @@ class Collection:
                     chunks.append([{"chunk": number, "responses": len(fresh)}])
                     written += len(new)
                 counts.update(self._labels(part, fresh))
-        self.folder.count(questions=len(asked), responses=written)
+        source = {key: getattr(self.questions, key) for key in ("origin", "mapping", "dropped")}
+        self.folder.count(questions=len(asked), responses=written, source=source)
 
     def _labels(self, questions: Sequence[Any], responses: Sequence[Response]) -> list[Label]:
         verdicts: dict[str, list[Any]] = {}

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hneurons.answers.judge import JUDGES
 from hneurons.answers.normalise import normalise
 from hneurons.errors import HNeuronsError, RunError, TooFewExamplesError, UsageError
 from hneurons.models.load import StudyModel, as_study_model
@@ -25,6 +26,7 @@ from hneurons.runfolder import Json, RunFolder, hash_json, write_json
 from hneurons.settings import IdentifySettings
 from hneurons.studies.collect import Collection, Tools
 from hneurons.studies.controls import make_controls
+from hneurons.studies.judging import LLM, Judging, agree, needs_agreement
 from hneurons.studies.review import Reviewer
 from hneurons.types import Label, Question, Verdict
 
@@ -128,18 +130,36 @@ def load_model_of(manifest: Json, progress: Progress) -> StudyModel:
     return load_model(model["id"], dtype=model["dtype"], revision=model["revision"], say=progress.say)
 
 
-def tools_of(manifest: Json) -> Tools:
+def recorded_judging(manifest: Json) -> Judging:
     """Judge and span finder by the names that a run recorded.
 
     Raises:
-        UsageError: they can't be made from their names.
+        UsageError: they can't be told from their names.
     """
-    from hneurons.answers.judge import JUDGES
+    names = [str(manifest["settings"][key]) for key in ("judge", "span_finder")]
+    models = {name.partition(":")[2] for name in names if name.startswith(f"{LLM}:")}
+    short = [LLM if name.startswith(f"{LLM}:") else name for name in names]
+    try:
+        return Judging(short[0], short[1], {"model": next(iter(models), None)})
+    except UsageError as error:
+        raise UsageError(
+            f"The run was judged by {names[0]!r} and marked by {names[1]!r}, which are no names known here.",
+            "Give `tools` in Python, or --judge and --spans.",
+        ) from error
 
-    name, finder = str(manifest["settings"]["judge"]), str(manifest["settings"]["span_finder"])
-    if name not in JUDGES or finder != "rule":
-        raise UsageError(f"The run was judged by {name!r} and marked by {finder!r}.", "Give the same with --judge.")
-    return Tools(judge=JUDGES[name]())
+
+def tools_of(manifest: Json) -> Tools:
+    """Judge and span finder of a run that asked no language model.
+
+    Raises:
+        UsageError: it asked one, or they can't be told from their names.
+    """
+    chosen = recorded_judging(manifest)
+    if chosen.asks:
+        raise UsageError(
+            "The run asked a language model to judge.", "Give `tools` (see `open_tools`), or use the command."
+        )
+    return Tools(judge=JUDGES[chosen.judge]())
 
 
 @dataclass(frozen=True)
@@ -206,9 +226,14 @@ class _Evaluation:
         data = self.data
         with self.folder:
             data.start([], purpose="evaluation")
-            data.run((data.sample, self.examples, data.extract, data.read_out))
+            stages = [data.sample, self.examples, data.extract, data.read_out]
+            data.run([*stages, self.agree] if needs_agreement(data.tools) else stages)
             result = reviewer.dataset(data, "test")
             return {**result, "split": "all", "protocol": PROTOCOL, "answers": self._answers()}
+
+    def agree(self) -> None:
+        """agreement.json: how far the judge agrees with the rules."""
+        agree(self.data)
 
     def examples(self) -> None:
         """examples.jsonl: as many faithful as hallucinated examples."""

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from hneurons.answers.batch import find_all
 from hneurons.answers.consistency import Rule, most_frequent, right_verdict
 from hneurons.answers.normalise import normalise
 from hneurons.answers.spans import SpanFinder, to_token_span
@@ -53,37 +54,40 @@ def make_examples(
     for response in responses:
         by_question.setdefault(response.question_id, []).append(response)
     dropped: Counter[str] = Counter()
-    examples: list[Example] = []
-    counts: Counter[Label] = Counter()
+    chosen: list[tuple[Question, Label, list[Response], Response]] = []
     for question in questions:
         found = by_question.get(question.id)
         if not found:
             dropped[NOT_ASKED] += 1
             continue
-        made = _example(model, question, found, rule, finder)
+        right = right_verdict(question)
+        verdicts = [response.verdict or Verdict.UNPARSABLE for response in found]
+        label = rule.label(verdicts, right)
+        if label is None:
+            dropped[rule.drop_reason(verdicts, right)] += 1
+            continue
+        wanted = right if label is Label.FAITHFUL else Verdict.WRONG
+        agreeing = [response for response in found if response.verdict is wanted]
+        chosen.append((question, label, agreeing, most_frequent(agreeing, normalise)))
+    spans = find_all(finder, [(question.question, response.text) for question, _, _, response in chosen])
+    examples: list[Example] = []
+    counts: Counter[Label] = Counter()
+    for (question, label, agreeing, response), span in zip(chosen, spans, strict=True):
+        made = _example(model, question, label, response, span, len(agreeing))
         if isinstance(made, str):
             dropped[made] += 1
-        elif counts[made.label] >= per_class:
+        elif counts[label] >= per_class:
             dropped[CLASS_FULL] += 1
         else:
-            counts[made.label] += 1
+            counts[label] += 1
             examples.append(made)
     return Kept(split(examples, questions, shares, seed), dict(dropped))
 
 
 def _example(
-    model: StudyModel, question: Question, responses: list[Response], rule: Rule, finder: SpanFinder
+    model: StudyModel, question: Question, label: Label, response: Response, chars: Span | None, agreement: int
 ) -> Example | str:
-    verdicts = [response.verdict or Verdict.UNPARSABLE for response in responses]
-    right = right_verdict(question)
-    label = rule.label(verdicts, right)
-    if label is None:
-        return rule.drop_reason(verdicts, right)
-    wanted = right if label is Label.FAITHFUL else Verdict.WRONG
-    agreeing = [response for response in responses if response.verdict is wanted]
-    response = most_frequent(agreeing, normalise)
-    chars = finder.find(question.question, response.text)
-    if chars is None and wanted is Verdict.ABSTAINED and response.text:
+    if chars is None and response.verdict is Verdict.ABSTAINED and response.text:
         chars = Span(0, len(response.text))  # a refusal claims nothing: all of it is the answer
     if chars is None:
         return NO_SPAN
@@ -91,7 +95,6 @@ def _example(
     if tokens is None:
         return NO_TOKENS
     before = response.thinking_tokens
-    tokens = Span(tokens.start + before, tokens.end + before)
     return Example(
         question_id=question.id,
         question=question.question,
@@ -100,9 +103,9 @@ def _example(
         group="",
         response=response,
         answer_chars=chars,
-        answer_tokens=tokens,
+        answer_tokens=Span(tokens.start + before, tokens.end + before),
         prompt_tokens=len(model.prompt_ids(question.question)),
-        agreement=len(agreeing),
+        agreement=agreement,
         domain=question.domain,
     )
 

@@ -282,7 +282,7 @@ def promises(
             found[name] = {"guarantee": None, "problem": error.problem, "remedy": error.remedy, "test": None}
             continue
         result = achieved(guarantee, test.scores, test.hallucinated)
-        found[name] = {"guarantee": guarantee.model_dump(), "problem": None, "remedy": None, "test": result}
+        found[name] = {"guarantee": guarantee.model_dump(mode="json"), "problem": None, "remedy": None, "test": result}
     return found
 
 

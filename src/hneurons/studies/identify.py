@@ -15,10 +15,10 @@ from hneurons.answers.text import span_text, token_offsets
 from hneurons.answers.thinking import left_open
 from hneurons.errors import TooFewExamplesError, UsageError
 from hneurons.models.load import StudyModel, as_study_model
-from hneurons.neurons.calibration import calibrate
+from hneurons.neurons.calibration import LEAST_TO_CALIBRATE, calibrate
 from hneurons.neurons.card import Card
 from hneurons.neurons.cett import Passage
-from hneurons.neurons.choose import LEAST_TO_CALIBRATE, choose_probe
+from hneurons.neurons.choose import choose_probe
 from hneurons.neurons.tokens import showcase_rows, token_scores
 from hneurons.progress import Progress, default_progress
 from hneurons.questions.sources import QuestionSet, load_questions
@@ -30,6 +30,7 @@ from hneurons.studies.controls import make_controls
 from hneurons.studies.examples import SPLITS
 from hneurons.studies.existence import verdict
 from hneurons.studies.guarantee import control
+from hneurons.studies.judging import agree, needs_agreement
 from hneurons.studies.records import passage_of
 from hneurons.studies.review import Reviewer
 from hneurons.studies.stability import along_path
@@ -97,8 +98,14 @@ class _Identify:
 
     def run(self) -> None:
         data = self.data
-        stages = (data.sample, self.examples, data.extract, data.read_out, self.fit, self.evaluate, self.report)
+        stages = [data.sample, self.examples, data.extract, data.read_out, self.fit, self.evaluate, self.report]
+        if needs_agreement(data.tools):
+            stages.insert(2, self.agree)
         data.run(stages)
+
+    def agree(self) -> None:
+        """agreement.json: how far the judge agrees with the rules."""
+        agree(self.data)
 
     # -- stages -----------------------------------------------------------------------------------
 

@@ -21,8 +21,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from hneurons.answers.normalise import normalise
-from hneurons.neurons.calibration import calibrate
-from hneurons.neurons.choose import LEAST_TO_CALIBRATE, auroc, need_both_classes
+from hneurons.neurons.calibration import LEAST_TO_CALIBRATE, calibrate
+from hneurons.neurons.choose import auroc, need_both_classes
 from hneurons.runfolder import Json
 from hneurons.stats import Bootstrap, accuracy_at, weighted_auroc
 from hneurons.studies.cheap import cheap_scores

@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
+from pydantic import TypeAdapter
 from sklearn.model_selection import StratifiedGroupKFold
 
 from hneurons.errors import TooFewExamplesError
-from hneurons.neurons.card import Calibration, Card
-from hneurons.neurons.choose import TrainingData, calibrate, choose_probe
+from hneurons.neurons.calibration import calibrate
+from hneurons.neurons.card import Card
+from hneurons.neurons.choose import TrainingData, choose_probe
 from hneurons.neurons.probe import Fit, l1_path, smallest_c
+from hneurons.neurons.risk import Calibration, Isotonic, Platt
 from hneurons.runfolder import Json
 from hneurons.settings import IdentifySettings
 from hneurons.stats import Bootstrap, Interval, cluster_weights
@@ -188,9 +190,9 @@ def per_domain_calibration(scores: Floats, hallucinated: NDArray[np.bool_], doma
         rows = place == index
         positives = int(hallucinated[rows].sum())
         if min(positives, int(rows.sum()) - positives) >= LEAST_PER_CLASS:
-            own[name] = calibrate(scores[rows], hallucinated[rows]).model_dump()
+            own[name] = calibrate(scores[rows], hallucinated[rows]).model_dump(mode="json")
     return {
-        "pooled": pooled.model_dump(),
+        "pooled": pooled.model_dump(mode="json"),
         "domains": own,
         "covered": list(own),
         "left_to_pooled": {name: int((place == i).sum()) for i, name in enumerate(names.tolist()) if name not in own},
@@ -199,8 +201,8 @@ def per_domain_calibration(scores: Floats, hallucinated: NDArray[np.bool_], doma
 
 def risk_in(calibration: Json, scores: Floats, domain: str) -> Floats:
     """Risk of scores in a domain, by its own calibration where it has one: (examples,) -> (examples,)."""
-    used = Calibration.model_validate(calibration["domains"].get(domain, calibration["pooled"]))
-    return expit(used.slope * np.asarray(scores, dtype=np.float64) + used.offset)
+    kind: TypeAdapter[Platt | Isotonic] = TypeAdapter(Calibration)
+    return kind.validate_python(calibration["domains"].get(domain, calibration["pooled"])).risk(scores)
 
 
 def domain_counts(domains: Iterable[str]) -> dict[str, int]:

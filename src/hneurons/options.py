@@ -1,0 +1,41 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Out = Annotated[Path, typer.Option("--out", help="Run folder; an unfinished run in it is continued.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Hub id, folder, .gguf file or demo model (see `hneurons pull`).")
+]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, or spread over all there are.")]
+Revision = Annotated[str | None, typer.Option(help="Commit or tag on the hub.")]
+Pattern = Annotated[str | None, typer.Option(help="Path pattern of the down projections, for architectures not known.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
+Questions = Annotated[
+    str,
+    typer.Option(
+        "--questions", help="starter, nonexist, a set by name (triviaqa, nq_open, ...), or a file of questions."
+    ),
+]
+Field = Annotated[
+    list[str] | None,
+    typer.Option("--field", help="Which column holds what, e.g. question=Frage or answers=a,b; repeatable. [guessed]"),
+]
+Empty = Annotated[
+    bool, typer.Option("--allow-empty", help="Keep questions without answers: the right reply is to abstain.")
+]
+JudgeName = Annotated[str | None, typer.Option("--judge", help="alias, substring or llm. [alias]")]
+Spans = Annotated[str | None, typer.Option("--spans", help="Who marks the answer in a response: rule or llm. [rule]")]
+JudgeModel = Annotated[str | None, typer.Option(help="Model that judges, for --judge llm.")]
+JudgeUrl = Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint. [https://api.openai.com/v1]")]
+JudgeKey = Annotated[str | None, typer.Option("--judge-key-env", help="Variable with the API key. [OPENAI_API_KEY]")]
+JudgeCalls = Annotated[int | None, typer.Option(min=1, help="Stop after so many requests to the judge.")]
+PromptPrice = Annotated[float | None, typer.Option(min=0, help="Price of a million prompt tokens, for the estimate.")]
+ReplyPrice = Annotated[float | None, typer.Option(min=0, help="Price of a million completion tokens.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
