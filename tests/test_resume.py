@@ -145,8 +145,8 @@ def test_killed_at_random_moments(whole: tuple[Path, float], tmp_path: Path):
 
 
 POINTS = [
-    ("sample", 4), ("sample", 7), ("examples", 1), ("examples", 3), ("extract", 1), ("extract", 3),
-    ("fit", 2), ("evaluate", 2), ("report", 1),
+    ("sample", 4), ("sample", 7), ("examples", 1), ("examples", 3), ("agree", 1), ("extract", 1), ("extract", 3),
+    ("read_out", 2), ("fit", 2), ("evaluate", 2), ("report", 1),
 ]  # fmt: skip
 
 

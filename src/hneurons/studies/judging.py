@@ -90,7 +90,7 @@ def open_tools(
             times = len(questions) * samples / max(len(sample), 1)
             most = replace(
                 one,
-                calls=round(one.calls * times),
+                calls=round((one.calls + one.cached) * times),
                 cached=0,
                 prompt_tokens=round(one.prompt_tokens * times),
                 completion_tokens=round(one.completion_tokens * times),
