@@ -74,7 +74,7 @@ def test_a_run_judged_by_a_model(
     assert agreement["spans"]["exact"]["value"] == 1.0
     asked = len(server.requests)
     # Both samples of a question say the same, so each question is judged once and marked once.
-    assert asked <= 3 + 90 + 80
+    assert asked <= 3 + 90 + 90
     assert {h.get("Authorization", h.get("authorization")) for h in server.headers} == {f"Bearer {KEY}"}
     for path in (tmp_path / "out").rglob("*"):
         assert path.is_dir() or KEY.encode() not in path.read_bytes(), path

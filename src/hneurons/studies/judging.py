@@ -86,7 +86,9 @@ def open_tools(
         finder: SpanFinder = LLMSpanFinder(client) if chosen.spans == LLM else RuleSpanFinder()
         if isinstance(judge, LLMJudge):
             sample = questions[:200]
-            one = judge.estimate([(question, TYPICAL) for question in sample], probe=PROBE)
+            # A run that is continued knows how long its judge takes.
+            probe = 0 if (cache / "replies.jsonl").exists() else PROBE
+            one = judge.estimate([(question, TYPICAL) for question in sample], probe=probe)
             times = len(questions) * samples / max(len(sample), 1)
             most = replace(
                 one,
