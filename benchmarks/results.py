@@ -34,8 +34,8 @@ def facts(run: Run) -> list[str]:
     return [
         f"- {counts['questions']:,} questions, {counts['responses']:,} responses; {settings['samples']} samples at "
         f"temperature {settings['temperature']}, {agreement} of them agreeing, top-k {settings['top_k']}, top-p "
-        f"{settings['top_p']}, at most {settings['max_new_tokens']} tokens, seed {settings['seed']}, {model['dtype']} on "
-        f"{model['device']}",
+        f"{settings['top_p']}, at most {settings['max_new_tokens']} tokens, seed {settings['seed']}, {model['dtype']} "
+        f"on {model['device']}",
         f"- {counts['faithful']} faithful and {counts['hallucinated']} hallucinated examples; dropped: {dropped}",
         f"- H-Neurons: {run.card.h_neurons!r}; {len(run.card.neurons)} in the probe, C = {run.card.probe.C:.4g}",
     ]
@@ -59,10 +59,8 @@ def data_sets(evaluation: Json) -> list[str]:
     for name, data in evaluation["datasets"].items():
         if "answers" in data:
             said = ", ".join(f"{count:,} {verdict}" for verdict, count in data["answers"].items())
-            lines.append("" if lines[-1].startswith("|") else lines.pop())
-            lines.append(
-                f"- {name}: {said}; {data['already_asked']:,} questions left out because the run had asked them"
-            )
+            lines += [""] if lines[-1].startswith("|") else []
+            lines.append(f"- {name}: {said}; {data['already_asked']:,} questions left out, which the run had asked")
     return lines
 
 

@@ -109,6 +109,7 @@ def demo_settings(limit: int | None = None) -> IdentifySettings:
         per_class=DEMO_PER_CLASS,
         chunk=128,
         folds=5 if asked >= 500 else 3,
+        refits=DEMO_REFITS,
     )
 
 
@@ -116,6 +117,7 @@ DEMO_TEMPERATURE = 0.3
 DEMO_TOKENS = 24
 DEMO_QUESTIONS = 1400
 DEMO_PER_CLASS = 200
+DEMO_REFITS = 20
 DEMO_NOTE = (
     f"The demo samples at temperature {DEMO_TEMPERATURE} and at most {DEMO_TOKENS} tokens instead of the paper's 1.0 "
     "and 50: at 1.0 a model of 135 million parameters answers hardly any question right ten times out of ten."
