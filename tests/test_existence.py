@@ -225,6 +225,18 @@ def test_neurons_that_measure_length_in_another_way_are_not_supported():
     assert found["verdict"] != "supported"
 
 
+def test_intervals_on_null_data_cover_one_half_at_the_stated_rate():
+    settings = SETTINGS.model_copy(update={"random_sets": 1, "bootstrap": 400})
+    worlds, below, above = 150, 0, 0
+    for seed in range(worlds):
+        found = evaluate(card_of(PLANTED, [1.0] * len(PLANTED)), *world(1000 + seed), settings)["h_neurons"]["auroc"]
+        below += found["high"] < 0.5
+        above += found["low"] > 0.5
+    # 95 % intervals miss in 1 of 20 draws, half of them on either side: 7.5 of 150, with a standard deviation of 2.7.
+    assert 1 <= below + above <= 17
+    assert max(below, above) <= 12
+
+
 # -- what the evaluation holds ------------------------------------------------------------------------
 
 

@@ -17,15 +17,24 @@ import pytest
 import torch
 
 import tiny
+from hneurons.questions.sources import QuestionSet
 from hneurons.runfolder import RunFolder
 from hneurons.settings import IdentifySettings
+from hneurons.studies.collect import Tools
+from hneurons.studies.evaluate import evaluate_run
 from hneurons.studies.identify import identify
 from hneurons.types import REGIONS, Question, Verdict
 
 # Children are forked from a server that has imported the heavy libraries once.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["hneurons.studies.identify", "hneurons.answers.hf", "hneurons.report.page", "matplotlib.pyplot"]
+    [
+        "hneurons.studies.evaluate",
+        "hneurons.studies.identify",
+        "hneurons.answers.hf",
+        "hneurons.report.page",
+        "matplotlib.pyplot",
+    ]
 )
 SETTINGS = IdentifySettings(
     samples=3, folds=3, random_sets=4, bootstrap=100, per_class=40, path_points=5, chunk=8, max_share=0.2,
@@ -52,6 +61,32 @@ def work(out: str, kill: tuple[str, int] | None = None) -> None:
     questions = questions.rename(Path(out).parent / "cities.jsonl")
     Path(f"{out}.ready").touch()
     identify(tiny.study(), questions, out, SETTINGS, judge=QuestionJudge(), finder=tiny.WholeFinder())
+
+
+def look_elsewhere(out: str, kill: int | None = None) -> None:
+    """Evaluate on two other data sets; `kill`: die at the n-th write that is synced to the disk."""
+    torch.set_num_threads(1)
+    if kill:
+        os.fsync = counter(kill)
+    sets = [
+        QuestionSet(name, tuple(Question(f"{name}{i}", f"Which {name} is number {i}?", ("Yes",)) for i in range(60)))
+        for name in ("town", "river")
+    ]
+    tools = Tools(judge=QuestionJudge(), finder=tiny.WholeFinder())
+    evaluate_run(out, sets, tiny.study(), tools=tools)
+
+
+def counter(at: int) -> Callable[[int], None]:
+    real, seen = os.fsync, 0
+
+    def fsync(handle: int) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(handle)
+
+    return fsync
 
 
 def killer(out: Path, stage: str, at: int) -> Callable[[int], None]:
@@ -169,6 +204,28 @@ def test_killed_while_the_manifest_is_first_written(whole: tuple[Path, float], t
     assert not (tmp_path / "out/run.json").exists()
     finish(tmp_path / "out")
     check_same(tmp_path / "out", whole[0])
+
+
+def test_evaluate_killed_again_and_again(whole: tuple[Path, float], tmp_path: Path):
+    reference, out = (shutil.copytree(whole[0], tmp_path / name) for name in ("reference", "out"))
+
+    def evaluate(folder: Path, kill: int | None = None) -> int | None:
+        child = CONTEXT.Process(target=look_elsewhere, args=(str(folder), kill), daemon=True)
+        child.start()
+        child.join(120)
+        return child.exitcode
+
+    assert evaluate(reference) == 0
+    kills = 0
+    for at in (1, 4, 9, 14, 23, 8, 12, 3):
+        kills += evaluate(out, at) == -signal.SIGKILL
+        json.loads((out / "evaluation.json").read_text())
+    assert kills >= 6
+    assert evaluate(out) == 0
+    assert set(json.loads((out / "evaluation.json").read_text())["datasets"]) == {"cities", "town", "river"}
+    assert (out / "evaluation.json").read_bytes() == (reference / "evaluation.json").read_bytes()
+    for name in ("town/responses.jsonl", "river/examples.jsonl"):
+        assert (out / "on" / name).read_bytes() == (reference / "on" / name).read_bytes()
 
 
 def test_what_a_killed_process_left_half_written_is_taken_away(whole: tuple[Path, float], tmp_path: Path):
