@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from hneurons.errors import MissingExtraError
 from hneurons.runfolder import dumps
-from hneurons.stats import Interval
+from hneurons.stats import Interval, percentile_interval, quantile_groups, rank_correlation, stratified_auroc
 from hneurons.studies import confounds as module
 from hneurons.studies.answertype import AnswerType, answer_type
 from hneurons.studies.confounds import (
@@ -27,10 +27,6 @@ from hneurons.studies.confounds import (
     REST,
     confound_values,
     confounds,
-    percentile_interval,
-    quantile_groups,
-    rank_correlation,
-    stratified_auroc,
     within_strata,
     word_frequency,
 )

@@ -17,9 +17,11 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from hneurons.errors import TooFewExamplesError
+from hneurons.neurons import dense
+from hneurons.neurons.dense import l2_probe, row_space
 from hneurons.runfolder import dumps
 from hneurons.studies import peers as module
-from hneurons.studies.existence import cheap_scores
+from hneurons.studies.cheap import cheap_scores
 from hneurons.studies.peers import (
     ALL_NEURONS,
     ANSWER_LOGPROB,
@@ -35,10 +37,8 @@ from hneurons.studies.peers import (
     Peer,
     PeerData,
     compare_peers,
-    l2_probe,
     number_costs,
     peer_scores,
-    row_space,
     self_consistency,
 )
 
@@ -325,9 +325,9 @@ def test_the_c_is_chosen_on_validation():
     data, labels = world(18, features=0.35)
     parts = [data[split].features for split in SPLITS]
     found = l2_probe(parts[0], labels["train"], parts[1], labels["validation"], parts[2])
-    each = [l2_probe(parts[0], labels["train"], parts[1], labels["validation"], parts[2], [c]) for c in module.GRID]
+    each = [l2_probe(parts[0], labels["train"], parts[1], labels["validation"], parts[2], [c]) for c in dense.GRID]
     reached = [roc_auc_score(labels["validation"], probe.validation) for probe in each]
-    assert np.isclose(found.C * 260, module.GRID[int(np.argmax(reached))])
+    assert np.isclose(found.C * 260, dense.GRID[int(np.argmax(reached))])
     assert found.validation_auroc == pytest.approx(max(reached))
     assert len(set(reached)) > 2
 
@@ -368,7 +368,7 @@ def test_where_h_neurons_measure_length_they_add_nothing():
 def test_the_row_space_fit_is_scikit_learns_on_the_features(
     width: int, c: float, balanced: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(module, "BLOCK", 64)
+    monkeypatch.setattr(dense, "BLOCK", 64)
     rng = np.random.default_rng(width)
     scales = np.exp(rng.normal(size=width)) * 0.01
     train, validation, test = ((rng.normal(size=(n, width)) * scales + 0.02).astype(np.float32) for n in (60, 15, 25))

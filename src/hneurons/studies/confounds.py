@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from hneurons.errors import MissingExtraError
 from hneurons.extras import need
 from hneurons.runfolder import Json
-from hneurons.stats import Bootstrap, Interval, Metric, weighted_auroc
+from hneurons.stats import Bootstrap, Interval, quantile_groups, rank_correlation, stratified_auroc, weighted_auroc
 from hneurons.studies.answertype import answer_type
 from hneurons.studies.existence import LEAST_PER_CLASS
 from hneurons.types import Example, Label
@@ -177,73 +177,6 @@ def within_strata(
         "spearman": correlation,
         "strata": _rows(scores, array, strata, shared, numeric),
     }
-
-
-def quantile_groups(values: Floats, most: int) -> NDArray[np.intp]:
-    """The group of each value, 0 the lowest: its rank among the distinct values, or at most `most` quantile groups.
-
-    Equal values are never parted, so groups can be fewer and of unequal size.
-    """
-    distinct = np.unique(values)
-    edges = distinct
-    if len(distinct) > most:
-        # In whole numbers: 0.55 * 400 is 220.00000000000003, and `np.quantile` would take the next value.
-        edges = np.sort(values)[-(-np.arange(1, most) * len(values) // most) - 1]
-    return np.unique(np.searchsorted(np.unique(edges), values), return_inverse=True)[1]
-
-
-def stratified_auroc(strata: NDArray[Any]) -> Metric:
-    """Metric: share of pairs of a positive and a negative *of the same stratum* that are in order; ties count half.
-
-    Every pair counts alike, so a stratum's weight is the number of its pairs. NaN without any.
-    """
-    groups = [np.flatnonzero(strata == name) for name in np.unique(strata)]
-
-    def metric(scores: Floats, positive: NDArray[np.bool_], weights: Floats) -> Floats:
-        ordered, total = np.zeros(len(weights)), np.zeros(len(weights))
-        for rows in groups:
-            here = weights[:, rows]
-            pairs = (here @ positive[rows]) * (here @ ~positive[rows])
-            if pairs.any():
-                ordered += pairs * np.nan_to_num(weighted_auroc(scores[rows], positive[rows], here))
-                total += pairs
-        return np.divide(ordered, total, out=np.full(len(weights), np.nan), where=total > 0)
-
-    return metric
-
-
-def rank_correlation(values: Floats) -> Metric:
-    """Metric: Spearman's correlation of the scores with `values`, whatever the labels; NaN where one is constant."""
-
-    def metric(scores: Floats, _: NDArray[np.bool_], weights: Floats) -> Floats:
-        total = weights.sum(axis=1, keepdims=True)
-        share = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
-        first, second = (_weighted_ranks(each, share) for each in (scores, values))
-        first -= (share * first).sum(axis=1, keepdims=True)
-        second -= (share * second).sum(axis=1, keepdims=True)
-        size = np.sqrt((share * first**2).sum(axis=1) * (share * second**2).sum(axis=1))
-        shared = (share * first * second).sum(axis=1)
-        return np.divide(shared, size, out=np.full(len(weights), np.nan), where=size > 1e-12)
-
-    return metric
-
-
-def percentile_interval(value: float, draws: Floats, n: int) -> Interval:
-    """A value with the 95 % interval of its resamples; undefined ones are left out."""
-    known = draws[np.isfinite(draws)]
-    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (math.nan, math.nan)
-    return Interval(value, float(low), float(high), n)
-
-
-def _weighted_ranks(values: Floats, weights: Floats) -> Floats:
-    """Mid-ranks of (n,) values in each row of (draws, n) weights."""
-    distinct, place = np.unique(values, return_inverse=True)
-    if not len(distinct):
-        return np.zeros_like(weights)
-    order = np.argsort(place, kind="stable")
-    starts = np.searchsorted(place[order], np.arange(len(distinct)))
-    sums = np.add.reduceat(weights[:, order], starts, axis=1)
-    return (np.cumsum(sums, axis=1) - sums / 2)[:, place]
 
 
 def _fineness(examples: int) -> int:

@@ -27,8 +27,7 @@ from hneurons.neurons.probe import Fit, l1_path, smallest_c
 from hneurons.neurons.risk import Calibration, Isotonic, Platt
 from hneurons.runfolder import Json
 from hneurons.settings import IdentifySettings
-from hneurons.stats import Bootstrap, Interval, cluster_weights
-from hneurons.studies.confounds import percentile_interval, stratified_auroc
+from hneurons.stats import Bootstrap, Interval, cluster_weights, percentile_interval, stratified_auroc
 from hneurons.studies.existence import LEAST_PER_CLASS
 
 Floats = NDArray[np.float64]

@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 
 from hneurons.answers.normalise import contains, normalise
 from hneurons.runfolder import Json
-from hneurons.stats import Bootstrap, Interval, cluster_weights, weighted_auroc
+from hneurons.stats import Bootstrap, Interval, cluster_weights, percentile_interval, weighted_auroc
 from hneurons.studies.answertype import answer_type
-from hneurons.studies.confounds import percentile_interval
 from hneurons.studies.existence import LEAST_PER_CLASS
 from hneurons.types import Example, Label, Question, Span
 
