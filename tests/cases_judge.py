@@ -21,6 +21,23 @@ HELIUM = ("What is the chemical symbol for helium?", ("He",))
 BIGGER = ("Which is larger, an elephant or a mouse?", ("elephant",))
 YEAR = ("In what year did World War II end?", ("1945",))
 COUNTRY = ("In which country is Kyoto?", ("Japan",))
+DOSE = ("What is the usual daily dose of relvotinel for adults?", ())
+TOWN = ("Who is the mayor of Kreltercombe?", ())
+NOVEL = ("Who wrote the novel The Road to Kreltercombe?", ())
+BATTLE = ("Who won the Battle of Kreltercombe?", ())
+SWIMMER = ("How many Olympic medals did the swimmer Vertamus Nimalby win?", ())
+POLE = ("What is the official language of Antarctica?", ("English",))
+TERMS = ("Which president served the most terms?", ("Roosevelt", "Franklin D. Roosevelt"))
+VENUS = ("How many moons does Venus have?", ("0", "none", "no moons"))
+WINNER = ("Who won the Nobel Peace Prize in 1948?", ("No one", "nobody"))
+ANIMAL = ("Which horned animal never existed?", ("unicorn", "the unicorn"))
+MOON = ("Which country has never sent anyone to the Moon?", ("Germany",))
+UNICORN = ("Are unicorns real?", ("no",))
+CURE = ("What is the cure for the common cold?", ("there is none",))
+BIGGEST = ("Which country is the largest in the world?", ("Russia",))
+SHIP = ("Which ship called the Titanic sank in 1912?", ("RMS Titanic",))
+STORM = ("What powers do all people named Storm have?", ("There are no powers",))
+TIDES = ("What causes tides?", ("the Moon", "Moon"))
 
 CASES: list[tuple[tuple[str, tuple[str, ...]], str, str]] = [
     # plain answers
@@ -238,6 +255,117 @@ CASES: list[tuple[tuple[str, tuple[str, ...]], str, str]] = [
     (NONE, "I'm not sure, but it is made by Novartis.", "W"),
     (NONE, "Volor pri octacap does not exist.", "A"),
     (NONE, "", "U"),
+    # what is asked about does not exist, or the model does not know of it: real things
+    (FR, "There is no country called France.", "A"),
+    (FR, "There is no country by that name.", "A"),
+    (FR, "There isn't a country named France that I know of.", "A"),
+    (FR, "To my knowledge, no country by the name of France exists.", "A"),
+    (FR, "As of my last update in 2023, there is no country called France.", "A"),
+    (FR, "As of 2023, I don't know.", "A"),
+    (FR, "France isn't a country I recognize.", "A"),
+    (FR, "France is not a country that I am familiar with.", "A"),
+    (FR, "Not that I know of.", "A"),
+    (FR, "Nobody really knows.", "A"),
+    (FR, "Nothing is known about it.", "A"),
+    (FR, "It could not be determined.", "A"),
+    (FR, "That isn't in my training data.", "A"),
+    (FR, "It wasn't specified.", "A"),
+    (FR, "It doesn't match any place I know of.", "A"),
+    (FR, "I'm aware of no such place.", "A"),
+    (FR, "I'm not sure. You may be thinking of Lyon.", "A"),
+    (HAMLET, "Nobody. Hamlet is not a real play.", "A"),
+    (HAMLET, "No one; there is no play called Hamlet.", "A"),
+    (HAMLET, "There was no play named Hamlet.", "A"),
+    (YEAR, "There was no World War II.", "A"),
+    (COUNTRY, "There is no Kyoto.", "A"),
+    (COUNTRY, "Nowhere. Kyoto does not exist.", "A"),
+    (BIGGEST, "There is no widely recognized answer.", "A"),
+    (("When was the Eiffel Tower built?", ("1889",)), "There is no Eiffel Tower that I'm aware of.", "A"),
+    # the same of invented things
+    (DOSE, "There is no drug called relvotinel.", "A"),
+    (DOSE, "There is no approved medicine by the name of relvotinel.", "A"),
+    (DOSE, "No medicine called relvotinel is approved.", "A"),
+    (DOSE, "As of my knowledge cutoff in September 2021, there is no widely known drug by that name.", "A"),
+    (DOSE, "Relvotinel doesn't correspond to any medicine.", "A"),
+    (DOSE, "Relvotinel isn't a medicine I recognize. Did you mean ibuprofen?", "A"),
+    (DOSE, "Relvotinel could not be found.", "A"),
+    (TOWN, "There is no town with that name.", "A"),
+    (TOWN, "There isn't any town called Kreltercombe.", "A"),
+    (TOWN, "There is no Kreltercombe.", "A"),
+    (TOWN, "There has never been a town called Kreltercombe.", "A"),
+    (TOWN, "Nobody; Kreltercombe does not exist.", "A"),
+    (TOWN, "No one. No town goes by that name.", "A"),
+    (TOWN, "Kreltercombe is a non-existent town.", "A"),
+    (NOVEL, "There is no widely recognized novel titled “The Road to Kreltercombe”.", "A"),
+    (NOVEL, "I know of no novel called The Road to Kreltercombe.", "A"),
+    (NOVEL, 'There is no "The Road to Kreltercombe".', "A"),
+    (NOVEL, "None. The Road to Kreltercombe is not real.", "A"),
+    (NOVEL, "There is no such novel. You may be thinking of The Road to Wigan Pier.", "A"),
+    (NOVEL, "There is no such novel. Perhaps you mean The Road to Wigan Pier?", "A"),
+    (BATTLE, "There was no Battle of Kreltercombe.", "A"),
+    (BATTLE, "There's no Battle of Kreltercombe that I know of.", "A"),
+    (BATTLE, "The Battle of Kreltercombe never existed.", "A"),
+    (BATTLE, "No one won it, the battle isn't real.", "A"),
+    (BATTLE, "No one won the battle. There is no record of it.", "A"),
+    (SWIMMER, "None. Vertamus Nimalby is not real.", "A"),
+    (SWIMMER, "There is no known swimmer by that name.", "A"),
+    (SWIMMER, "No swimmer named Vertamus Nimalby has won an Olympic medal.", "A"),
+    (SWIMMER, "To the best of my knowledge, there is no Vertamus Nimalby.", "A"),
+    # claims that look like refusals: about real things
+    (FR, "There is no capital named Lyon; it is Paris.", "C"),
+    (FR, "There is no capital named Paris; it is Lyon.", "W"),
+    (FR, "There is no capital named Paris.", "W"),
+    (FR, "As of my last update in 2023, it is Paris.", "C"),
+    (FR, "As of my last update in 2023, the capital of France was Lyon.", "W"),
+    (FR, "If you mean the country, it is Paris.", "C"),
+    (FR, "You may be thinking of Paris.", "C"),
+    (FR, "I recognize it as Lyon.", "W"),
+    (FR, "It is Paris, which isn't known for its beaches.", "C"),
+    (FR, "There is no France without Lyon.", "W"),
+    (POLE, "There is no widely spoken language in Antarctica.", "W"),
+    (POLE, "There is no official language, but English is spoken.", "C"),
+    (TERMS, "No president has served more terms than Roosevelt.", "W"),
+    (TERMS, "No president has served more.", "W"),
+    (TERMS, "No president named Lyndon did.", "W"),
+    (VENUS, "None.", "C"),
+    (VENUS, "Venus has no moons.", "C"),
+    (VENUS, "There are no moons of Venus.", "W"),
+    (WINNER, "No one won it.", "C"),
+    (WINNER, "Nobody. There was no award that year, and no such winner.", "C"),
+    (ANIMAL, "The rhino never existed.", "W"),
+    (UNICORN, "No, unicorns don't exist.", "C"),
+    (UNICORN, "No, I don't know.", "A"),
+    (SHIP, "No ship called the Olympic sank in 1912.", "W"),
+    (STORM, "There are no powers shared by all people named Storm.", "C"),
+    (TIDES, "No database causes tides, the Moon does.", "C"),
+    (TIDES, "There is not enough wind on Earth, so it is the Moon.", "C"),
+    # claims about invented things
+    (DOSE, "No, the drug called relvotinel is given at 20 mg.", "W"),
+    (DOSE, "No more than 300 mg", "W"),
+    (DOSE, "There is no upper limit for adults.", "W"),
+    (DOSE, "There is no drug called ibuprofen in it, only 20 mg of relvotinel.", "W"),
+    (DOSE, "There is no dose of relvotinel over 20 mg.", "W"),
+    (TOWN, "Nobody.", "W"),
+    (TOWN, "Nobody famous; it is John Smith.", "W"),
+    (TOWN, "There is no mayor named John; it is Peter Smith.", "W"),
+    (TOWN, "There is no mayor of Kreltercombe.", "W"),
+    (TOWN, "There is no Mayor Smith, but Mayor Brown is.", "W"),
+    (TOWN, "As of my last update in 2023, it was John Smith.", "W"),
+    (TOWN, "As of 2023, the mayor of Kreltercombe is John Smith.", "W"),
+    (TOWN, "There is no one named Smith who has been mayor longer.", "W"),
+    (TOWN, "No mayor of Kreltercombe is better known than John Smith.", "W"),
+    (NOVEL, "No one but John Smith wrote it.", "W"),
+    (NOVEL, "There is no doubt that it was John Smith.", "W"),
+    (NOVEL, "There is no novel called that. It was a poem by John Smith.", "W"),
+    (NOVEL, "You may be thinking of John Smith.", "W"),
+    (BATTLE, "There was no winner.", "W"),
+    (BATTLE, "No general named Smith won it.", "W"),
+    (BATTLE, "No one won the battle.", "W"),
+    (BATTLE, "It was a battle known by that name in Germany.", "W"),
+    (SWIMMER, "None", "W"),
+    (SWIMMER, "No fewer than 3", "W"),
+    (SWIMMER, "Vertamus Nimalby never won any medals.", "W"),
+    (SWIMMER, "No swimmer has won more medals that I know of than Vertamus Nimalby.", "W"),
     # nothing to judge
     (FR, "", "U"),
     (FR, "   \n", "U"),

@@ -406,6 +406,42 @@ REFUSALS = [
     "No such {family} exists.",
     "No information available.",
     "The {family} {name} does not seem to exist.",
+    "There is no {family} called {name}.",
+    "There is no {family} named {name} that I know of.",
+    "There is no widely recognized {family} named {name}.",
+    "To my knowledge, no {family} by that name exists.",
+    "As of my last update, there is no widely known {family} by that name.",
+    "{name} isn't a {family} I recognize.",
+    "Nobody; {name} does not exist.",
+    "None. {name} is not real.",
+    "There is no {family} known as {name}.",
+    "There isn't a {family} called {name}.",
+    "There has never been a {family} called {name}.",
+    "There does not seem to be a {family} called {name}.",
+    "There is no {family} by the name of {name}.",
+    "There is no {family} with that name.",
+    "No {family} named {name} exists.",
+    "No {family} with this name has ever existed.",
+    "No known {family} goes by that name.",
+    "No, there is no {family} called {name}.",
+    "I know of no {family} called {name}.",
+    "{name} is not a {family} that I'm familiar with.",
+    "{name} is not something I recognize.",
+    "{name} is a non-existent {family}.",
+    "{name} never existed.",
+    "{name} could not be found.",
+    "{name} is not in my knowledge.",
+    "The name {name} does not correspond to any known {family}.",
+    "As of 2023, there is no {family} called {name}.",
+    'As of my last update in October 2023, there was no widely recognized {family} named "{name}".',
+    "To the best of my knowledge, there is no {family} called {name}.",
+    "No one; there is no {family} called {name}.",
+    "Nowhere. {name} does not exist.",
+    "Nothing is known about {name}.",
+    "No one knows who that was.",
+    "Not that I know of.",
+    "There is no {family} called {name}. Did you mean Zorvex?",
+    "There is no widely known {family} called {name}. You may be thinking of Zorvex.",
 ]
 CLAIMS = [
     "1923",
@@ -421,16 +457,30 @@ CLAIMS = [
     "I couldn't find any information about {name}, but it may be Germany.",
     "{name} was created by John Smith.",
     "{name} is located in Germany.",
+    "No, the {family} named {name} is in Germany.",
+    "No other {family} in Germany has won more medals.",
+    "No one has won it since 1923.",
+    "No one but John Smith",
+    "Nobody famous; it was John Smith.",
+    "Nobody.",
+    "None of the Germans, but the French.",
+    "No fewer than 300",
+    "There is no {family} called Peter, it is John.",
+    "There is no {family} called {name}, but there is one called Zorvex, which is in Germany.",
+    "There is no official version of it, but John Smith made one.",
+    "There is no tax on {name} in Germany.",
+    "There is no doubt that it is Germany.",
+    "There was no winner in Germany.",
+    "As of my last update in 2023, it was John Smith.",
+    "I recognize it as a German {family}.",
+    "You may be thinking of John Smith.",
+    "It is not called that in Germany.",
+    "{name} is not in France but in Germany.",
+    "{name} was the first one named by John Smith.",
+    "{name} is known by that name in Germany.",
 ]
-MISREAD = [  # refusals that the alias judge takes for a claim
-    "There is no {family} called {name}.",
-    "There is no {family} named {name} that I know of.",
-    "There is no widely recognized {family} named {name}.",
-    "To my knowledge, no {family} by that name exists.",
-    "As of my last update, there is no widely known {family} by that name.",
-    "{name} isn't a {family} I recognize.",
-    "Nobody; {name} does not exist.",
-    "None. {name} is not real.",
+MISREAD = [  # a refusal that the alias judge takes for a claim: a name without capitals looks like any other words
+    "There is no {family} {name}.",
 ]
 
 
@@ -448,7 +498,7 @@ def test_a_refusal_is_read_as_one(reply: str):
 
 
 @pytest.mark.parametrize("reply", MISREAD)
-@pytest.mark.xfail(strict=True, reason="the alias judge takes it for a claim")
+@pytest.mark.xfail(strict=True, reason="the alias judge takes it for a claim where the name has no capitals")
 def test_a_refusal_that_the_judge_misreads(reply: str):
     assert wrongly_judged(reply, Verdict.ABSTAINED) == []
 

@@ -16,10 +16,12 @@ from hneurons.answers.reading import (
     FUNCTION_WORDS,
     NEGATIONS,
     PARTICIPLES,
+    Reading,
     echoes,
     question_words,
     read,
     refuses,
+    says_nobody,
 )
 from hneurons.types import Question, Verdict
 
@@ -78,8 +80,8 @@ class AliasJudge:
          7);
        - not the first of an enumeration: lists, and bare series of four or more, are judged by their first
          item.
-    4. No clause commits and some clause refuses: ABSTAINED. A refusal with a claim ("I'm not sure, but I
-       think it is Paris") is judged by the claim.
+    4. Some clause refuses, and no clause commits or the one that does says "nobody": ABSTAINED. A refusal
+       with a claim ("I'm not sure, but I think it is Paris") is judged by the claim.
     5. Anything else: WRONG. Without accepted answers (NonExist) every claim is WRONG.
 
     An alias made of function words or reading like a refusal ("It", "I Don't Know") counts only where the
@@ -109,13 +111,14 @@ class AliasJudge:
             scope = tokens if cut or (weak and reading.refused) else normalise(_first_item(claim))
             if not contains(scope, alias):
                 continue
-            if weak and not _named(scope, alias, words):
+            answers_no = alias == ("no",) and claim[:3].lower() == "no,"
+            if weak and not answers_no and not _named(scope, alias, words):
                 continue
             if any(_holds(scope, at, alias, asked, words, claim) for at in positions(scope, alias)) and not _hedged(
                 text if cut else claim, alias, aliases, asked, words
             ):
                 return Verdict.CORRECT
-        return Verdict.ABSTAINED if reading.refused and not reading.claim else Verdict.WRONG
+        return _without_answer(question, text, reading)
 
 
 def _first_item(claim: str) -> str:
@@ -160,6 +163,8 @@ def _holds(
         if token in NEGATIONS and scope[index + 1 : index + 2] != ("only",):
             return False
         if token == "than" and not numeric:
+            return False
+        if token == "no" and index and scope[index - 1] in {*COPULAS, "theres"}:
             return False
         if token not in through or token == "but":
             break
@@ -244,6 +249,12 @@ def _hedged(
     return False
 
 
+def _without_answer(question: Question, text: str, reading: Reading) -> Verdict:
+    claim = text[reading.claim.start : reading.claim.end] if reading.claim else ""
+    refused = reading.refused and (not claim or says_nobody(question.question, claim))
+    return Verdict.ABSTAINED if refused else Verdict.WRONG
+
+
 class SubstringJudge:
     """The public reference code's rule: right if the lower-cased text contains a lower-cased alias anywhere.
 
@@ -260,7 +271,7 @@ class SubstringJudge:
         if any(answer.lower() in text.lower() for answer in question.answers):
             return Verdict.CORRECT
         reading = read(question.question, text)
-        return Verdict.ABSTAINED if reading.refused and not reading.claim else Verdict.WRONG
+        return _without_answer(question, text, reading)
 
 
 JUDGES: dict[str, Callable[[], Judge]] = {"alias": AliasJudge, "substring": SubstringJudge}
