@@ -266,8 +266,8 @@ def _glance(parts: Json) -> list[tuple[str, str, str]]:
         rows.append(("peers", "Do simpler predictors do as well?", answer if best is not None else "not measured"))
     if parts["confounds"]:
         findings = [plain(row.get("finding")) for row in parts["confounds"][0]["rows"]]
-        told_apart = ", ".join(f"{findings.count(word)} {word}" for word in dict.fromkeys(findings))
-        rows.append(("confounds", "Is it something plainer, such as length?", told_apart or "not measured"))
+        by_word = [f"{findings.count(word)} of {len(findings)} {word}" for word in dict.fromkeys(findings)]
+        rows.append(("confounds", "Is it something plainer, such as length?", ", ".join(by_word) or "not measured"))
     if parts["verbosity"]:
         answer = plain(parts["verbosity"].get("finding") or "not measured")
         rows.append(("verbosity", "Truth, or the way it is put?", answer))
