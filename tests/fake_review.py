@@ -8,14 +8,38 @@ import numpy as np
 
 Json = dict[str, Any]
 PROBLEM = {"problem": "Only 3 faithful examples in the validation split.", "remedy": "Ask more questions."}
-DOMAINS = ("capitals", "animals", "elements", "film_tv", "geography", "history", "languages", "literature", "music",
-           "mythology", "numbers", "science", "sports", "technology", "words", "food", "art", "plants", "law", "games")  # fmt: skip
+DOMAINS = (
+    "capitals",
+    "animals",
+    "elements",
+    "film_tv",
+    "geography",
+    "history",
+    "languages",
+    "literature",
+    "music",
+    "mythology",
+    "numbers",
+    "science",
+    "sports",
+    "technology",
+    "words",
+    "food",
+    "art",
+    "plants",
+    "law",
+    "games",
+)
 PASS = "one teacher-forced pass over prompt and response, none if taken while it is sampled"
-FREE, RESAMPLED = "comes with the sampled response", "further responses; flattered where examples were kept for agreement"
+FREE = "comes with the sampled response"
+RESAMPLED = "further responses; flattered where examples were kept for agreement"
 PEERS = {
-    "length": (0, 0, FREE, 0.61), "minimum log-probability": (0, 0, FREE, 0.69), "mean entropy": (1, 0, PASS, 0.66),
-    "self-consistency": (0, 9, RESAMPLED, 0.88), "all neurons, L2": (1, 0, PASS, 0.79),
-}  # fmt: skip
+    "length": (0, 0, FREE, 0.61),
+    "minimum log-probability": (0, 0, FREE, 0.69),
+    "mean entropy": (1, 0, PASS, 0.66),
+    "self-consistency": (0, 9, RESAMPLED, 0.88),
+    "all neurons, L2": (1, 0, PASS, 0.79),
+}
 UNDEFINED = {"value": None, "low": None, "high": None, "n": 0}
 
 
@@ -32,12 +56,20 @@ def of_dataset(rng: np.random.Generator, data: Json, settings: Json, hostile: st
         skipped = {"answer word frequency": "The extra 'confounds' is missing."}
         confounds = {"format": "hneurons.confounds/1", "n": n, "confounds": {}, "skipped": skipped}
         empty = {"n": 0, "prevalence": 0.5, "bins": [], "ece": UNDEFINED, "ece_if_calibrated": None, "brier": UNDEFINED}
-        return {"peers": PROBLEM, "confounds": confounds, "reliability": empty, "guarantee": None,
-                "outside_domains": {}}  # fmt: skip
+        return {
+            "peers": PROBLEM,
+            "confounds": confounds,
+            "reliability": empty,
+            "guarantee": None,
+            "outside_domains": {},
+        }
     found = {
-        "peers": _peers(own, n, odd), "confounds": _confounds(own, n, odd), "reliability": _reliability(rng, n),
-        "guarantee": _achieved(0.031), "outside_domains": outside,
-    }  # fmt: skip
+        "peers": _peers(own, n, odd),
+        "confounds": _confounds(own, n, odd),
+        "reliability": _reliability(rng, n),
+        "guarantee": _achieved(0.031),
+        "outside_domains": outside,
+    }
     if settings.get("nulls"):
         found["reliability"]["bins"][0]["rate"] = UNDEFINED
         found["confounds"]["confounds"]["response length"]["within"] = UNDEFINED
@@ -49,9 +81,11 @@ def of_dataset(rng: np.random.Generator, data: Json, settings: Json, hostile: st
 def asked_elsewhere() -> Json:
     """What a data set of `hneurons evaluate --on` has beyond the run's own."""
     return {
-        "split": "all", "protocol": "one sample a question, as many faithful as hallucinated", "already_asked": 3,
+        "split": "all",
+        "protocol": "one sample a question, as many faithful as hallucinated",
+        "already_asked": 3,
         "answers": {"correct": 271, "wrong": 505, "abstained": 41, "unparsable": 2},
-    }  # fmt: skip
+    }
 
 
 def _peers(own: Json, n: int, odd: str | None) -> Json:
@@ -59,11 +93,16 @@ def _peers(own: Json, n: int, odd: str | None) -> Json:
     for name, (passes, samples, note, score) in PEERS.items():
         rows[name] = {
             "cost": {"extra_forward_passes": passes, "extra_samples": samples, "note": odd or note},
-            "fitted_on": "train" if "L2" in name else "validation", "chosen": {}, "validation_auroc": score - 0.011,
-            "auroc": interval(score, 0.06), "accuracy": interval(score - 0.05, 0.05), "combined": interval(score + 0.04, 0.05),
-            "difference": interval(own["value"] - score, 0.07), "h_adds": interval(0.0437, 0.02),
+            "fitted_on": "train" if "L2" in name else "validation",
+            "chosen": {},
+            "validation_auroc": score - 0.011,
+            "auroc": interval(score, 0.06),
+            "accuracy": interval(score - 0.05, 0.05),
+            "combined": interval(score + 0.04, 0.05),
+            "difference": interval(own["value"] - score, 0.07),
+            "h_adds": interval(0.0437, 0.02),
             "adds_to_h": interval(0.0213, 0.03),
-        }  # fmt: skip
+        }
     best = "minimum log-probability"
     if odd:
         rows[odd] = rows.pop("length")
@@ -79,17 +118,30 @@ def _confounds(own: Json, n: int, odd: str | None) -> Json:
     def one(kind: str, within: float, word: str, name: str) -> Json:
         number = kind == "number"
         strata = [
-            {"name": odd or f"{low} to {low + 4}", "faithful": 25, "hallucinated": 28, "auroc": interval(0.71 + low / 300, 0.1)}
+            {
+                "name": odd or f"{low} to {low + 4}",
+                "faithful": 25,
+                "hallucinated": 28,
+                "auroc": interval(0.71 + low / 300, 0.1),
+            }
             for low in (4, 9, 14)
-        ]  # fmt: skip
+        ]
         strata.append({"name": "19 to 40", "faithful": 3, "hallucinated": 50, "auroc": UNDEFINED})
         return {
-            "kind": kind, "n": n, "left_out": 4 if number else 0, "finding": word, "sentence": odd or f"At equal {name}: {word}.",
-            "auroc": own, "within": interval(within, 0.07), "difference": interval(own["value"] - within, 0.04),
-            "matched_strata": 8, "pairs_share": 0.1031, "strata": strata,
+            "kind": kind,
+            "n": n,
+            "left_out": 4 if number else 0,
+            "finding": word,
+            "sentence": odd or f"At equal {name}: {word}.",
+            "auroc": own,
+            "within": interval(within, 0.07),
+            "difference": interval(own["value"] - within, 0.04),
+            "matched_strata": 8,
+            "pairs_share": 0.1031,
+            "strata": strata,
             "confound": {"auroc": interval(0.6, 0.07), "within": interval(0.515, 0.07)} if number else None,
             "spearman": {k: interval(0.2, 0.2) for k in ("faithful", "hallucinated")} if number else None,
-        }  # fmt: skip
+        }
 
     found = {
         "response length": one("number", 0.743, "partly explained", "response length"),
@@ -108,25 +160,39 @@ def _reliability(rng: np.random.Generator, n: int) -> Json:
         ends = {"low": round(max(0.0, rate - 0.16), 4), "high": round(min(1.0, rate + 0.16), 4)}
         bins.append({"risk": round(risk, 4), "rate": {"value": round(rate, 4), **ends, "n": 21}})
     return {
-        "n": n, "prevalence": 0.5, "bins": bins, "ece": interval(0.0711, 0.02), "ece_if_calibrated": 0.0555,
+        "n": n,
+        "prevalence": 0.5,
+        "bins": bins,
+        "ece": interval(0.0711, 0.02),
+        "ece_if_calibrated": 0.0555,
         "brier": interval(0.1913, 0.02),
-    }  # fmt: skip
+    }
 
 
 def promise(method: str, threshold: float | None, delta: float | None) -> Json:
     """A guarantee as on the card."""
     return {
-        "method": method, "alpha": 0.05, "delta": delta, "threshold": threshold, "n": 158,
-        "flagged_share_on_calibration": 0.6203, "prevalence": None,
+        "method": method,
+        "alpha": 0.05,
+        "delta": delta,
+        "threshold": threshold,
+        "n": 158,
+        "flagged_share_on_calibration": 0.6203,
+        "prevalence": None,
         "sentence": f"Flag scores from {threshold} up ({method})." if threshold is not None else "Flag everything.",
-    }  # fmt: skip
+    }
 
 
 def _achieved(rate: float, exceeded: bool | None = False) -> Json:
     return {
-        "n": 212, "hallucinated": 112, "rate": interval(rate, 0.03), "exceeded": exceeded, "unflagged": interval(0.412, 0.07),
-        "flagged_hallucinated": interval(0.953, 0.04), "flagged_faithful": interval(0.523, 0.1),
-    }  # fmt: skip
+        "n": 212,
+        "hallucinated": 112,
+        "rate": interval(rate, 0.03),
+        "exceeded": exceeded,
+        "unflagged": interval(0.412, 0.07),
+        "flagged_hallucinated": interval(0.953, 0.04),
+        "flagged_faithful": interval(0.523, 0.1),
+    }
 
 
 def parts(rng: np.random.Generator, card: Json, settings: Json, hostile: str) -> Json:
@@ -134,29 +200,54 @@ def parts(rng: np.random.Generator, card: Json, settings: Json, hostile: str) ->
     odd = hostile if settings.get("hostile") else None
     pooled = {"method": "platt", "slope": 0.489, "offset": 0.237, "n": 80}
     if settings.get("review") == "problems":
-        none = {"guarantee": None, "problem": "Only 13 hallucinated calibration answers.", "remedy": "Ask more.", "test": None}
+        none = {
+            "guarantee": None,
+            "problem": "Only 13 hallucinated calibration answers.",
+            "remedy": "Ask more.",
+            "test": None,
+        }
         return {
-            "stability": PROBLEM, "verbosity": {"problem": "No test answer could be rewritten.", "remedy": "Ask more."},
+            "stability": PROBLEM,
+            "verbosity": {"problem": "No test answer could be rewritten.", "remedy": "Ask more."},
             "domain_calibration": {"pooled": pooled, "domains": {}, "covered": [], "left_to_pooled": {"capitals": 9}},
-            "guarantees": {"unflagged": {**none, "guarantee": promise("learn then test", None, 0.1), "problem": None,
-                                         "test": _achieved(0.0, None) | {"rate": UNDEFINED}}, "missed": none},
+            "guarantees": {
+                "unflagged": {
+                    **none,
+                    "guarantee": promise("learn then test", None, 0.1),
+                    "problem": None,
+                    "test": _achieved(0.0, None) | {"rate": UNDEFINED},
+                },
+                "missed": none,
+            },
             "transfer": _transfer(rng, [], {"capitals": "only 9 faithful examples, 20 needed"}),
             "transfer_between_sets": PROBLEM,
-        }  # fmt: skip
+        }
     names = [odd or "capitals", *DOMAINS[1 : settings.get("domains", 3)]]
     found = {
         "stability": {"bootstrap": _stability(card, "bootstrap", odd), "splits": _stability(card, "split", odd)},
-        "domain_calibration": {"pooled": pooled, "domains": {names[0]: pooled | {"n": 44}}, "covered": names[:1],
-                               "left_to_pooled": {"": 5, "animals": 12}},
+        "domain_calibration": {
+            "pooled": pooled,
+            "domains": {names[0]: pooled | {"n": 44}},
+            "covered": names[:1],
+            "left_to_pooled": {"": 5, "animals": 12},
+        },
         "guarantees": {
-            "unflagged": {"guarantee": promise("learn then test", 0.21, 0.1), "problem": None, "remedy": None,
-                          "test": _achieved(0.1271, True)},
-            "missed": {"guarantee": promise("conformal risk control", -0.83, None), "problem": None, "remedy": None,
-                       "test": _achieved(0.0611)},
+            "unflagged": {
+                "guarantee": promise("learn then test", 0.21, 0.1),
+                "problem": None,
+                "remedy": None,
+                "test": _achieved(0.1271, True),
+            },
+            "missed": {
+                "guarantee": promise("conformal risk control", -0.83, None),
+                "problem": None,
+                "remedy": None,
+                "test": _achieved(0.0611),
+            },
         },
         "transfer": _transfer(rng, names, {"sports": odd or "only 9 faithful examples, 20 needed"}),
         "verbosity": _verbosity(odd),
-    }  # fmt: skip
+    }
     if settings.get("datasets"):
         found["transfer_between_sets"] = _transfer(rng, ["starter", "nq_open", "nonexist"][: settings["datasets"]], {})
     if settings.get("nulls"):
@@ -173,51 +264,98 @@ def _transfer(rng: np.random.Generator, names: list[str], skipped: Json) -> Json
         for a in names
     ]
     word = "transfers in part" if names else "too little data"
-    rows = [{"name": n, "n": 60, "faithful": 28, "hallucinated": 32, "C": [1.0] * 3, "positives": [9, 12, 11]} for n in names]
+    rows = [
+        {"name": n, "n": 60, "faithful": 28, "hallucinated": 32, "C": [1.0] * 3, "positives": [9, 12, 11]}
+        for n in names
+    ]
     return {
-        "format": "hneurons.transfer/1", "folds": 3, "rule": "C = 30.15 times the smallest C with a neuron",
-        "finding": word, "sentence": f"Transfer of {len(names)} parts: {word}.", "parts": rows, "skipped": skipped,
-        "cells": cells, "in_domain": interval(0.79, 0.04) if names else UNDEFINED,
-        "across": interval(0.56, 0.04) if names else UNDEFINED, "loss": interval(0.23, 0.04) if names else UNDEFINED,
-    }  # fmt: skip
+        "format": "hneurons.transfer/1",
+        "folds": 3,
+        "rule": "C = 30.15 times the smallest C with a neuron",
+        "finding": word,
+        "sentence": f"Transfer of {len(names)} parts: {word}.",
+        "parts": rows,
+        "skipped": skipped,
+        "cells": cells,
+        "in_domain": interval(0.79, 0.04) if names else UNDEFINED,
+        "across": interval(0.56, 0.04) if names else UNDEFINED,
+        "loss": interval(0.23, 0.04) if names else UNDEFINED,
+    }
 
 
 def _verbosity(odd: str | None) -> Json:
     means = {"right short": 0.447, "right long": 0.332, "wrong short": 1.345, "wrong long": 1.296}
     return {
-        "format": "hneurons.verbosity/1", "n": 400, "questions": 100, "finding": "truth more than verbosity",
-        "sentence": odd or "Truth counts for more than style.", "cells": {k: interval(v, 0.4) for k, v in means.items()},
-        "pooled_sd": interval(2.127, 0.2), "truth": interval(0.4376, 0.2), "verbosity": interval(-0.0384, 0.13),
-        "interaction": interval(0.0314, 0.2), "ratio": interval(0.0877, 0.08), "excess": interval(-0.399, 0.2),
-        "auroc": {"short": interval(0.6135, 0.07), "long": interval(0.6083, 0.07)}, "dropped": {odd or "answers alike": 1},
-    }  # fmt: skip
+        "format": "hneurons.verbosity/1",
+        "n": 400,
+        "questions": 100,
+        "finding": "truth more than verbosity",
+        "sentence": odd or "Truth counts for more than style.",
+        "cells": {k: interval(v, 0.4) for k, v in means.items()},
+        "pooled_sd": interval(2.127, 0.2),
+        "truth": interval(0.4376, 0.2),
+        "verbosity": interval(-0.0384, 0.13),
+        "interaction": interval(0.0314, 0.2),
+        "ratio": interval(0.0877, 0.08),
+        "excess": interval(-0.399, 0.2),
+        "auroc": {"short": interval(0.6135, 0.07), "long": interval(0.6083, 0.07)},
+        "dropped": {odd or "answers alike": 1},
+    }
 
 
 def _stability(card: Json, kind: str, odd: str | None) -> Json:
     """Frequencies that fall with the place of a neuron among the H-Neurons."""
-    width, own = card["model"]["width"], sorted(
-        (n for n in card["neurons"] if n["weight"] > 0), key=lambda n: -n["weight"]
-    )  # fmt: skip
+    width, own = (
+        card["model"]["width"],
+        sorted((n for n in card["neurons"] if n["weight"] > 0), key=lambda n: -n["weight"]),
+    )
     rows = []
     for place, neuron in enumerate(own):
         frequency = round(1 - (place + 1) / (len(own) + 2), 2)
-        rows.append({"column": neuron["layer"] * width + neuron["index"], "in_card": True, "frequency": frequency,
-                     "opposite": 0.0, "mean_weight": 1.5, "stable": frequency >= 0.5})  # fmt: skip
+        rows.append(
+            {
+                "column": neuron["layer"] * width + neuron["index"],
+                "in_card": True,
+                "frequency": frequency,
+                "opposite": 0.0,
+                "mean_weight": 1.5,
+                "stable": frequency >= 0.5,
+            }
+        )
     kept = sum(row["stable"] for row in rows)
     rows.append({"column": 5, "in_card": False, "frequency": 0.56, "opposite": 0.0, "mean_weight": 0.4, "stable": True})
     return {
-        "format": "hneurons.stability/1", "kind": kind, "C": 3.0, "solver": "exact", "refits": 50,
+        "format": "hneurons.stability/1",
+        "kind": kind,
+        "C": 3.0,
+        "solver": "exact",
+        "refits": 50,
         "sentence": odd or f"{kept} of {len(own)} H-Neurons appear in at least half of 50 {kind} refits.",
-        "stable": kept, "marked": len(own) - kept, "sign_flips": 0, "pairwise_jaccard": 0.1648, "jaccard_to_card": 0.2591,
-        "positives": {"mean": 40.98, "low": 30, "high": 52}, "neurons": rows,
-    }  # fmt: skip
+        "stable": kept,
+        "marked": len(own) - kept,
+        "sign_flips": 0,
+        "pairwise_jaccard": 0.1648,
+        "jaccard_to_card": 0.2591,
+        "positives": {"mean": 40.98, "low": 30, "high": 52},
+        "neurons": rows,
+    }
 
 
 def along_path(path: Json) -> Json:
     """`stability` of path.json."""
     points = [
-        {"C": p["C"], "positives": p["positives"], "to_previous": 0.8 if i > 1 else None,
-         "to_chosen": round(1 - abs(i - path["chosen"]) / 12, 4)}
+        {
+            "C": p["C"],
+            "positives": p["positives"],
+            "to_previous": 0.8 if i > 1 else None,
+            "to_chosen": round(1 - abs(i - path["chosen"]) / 12, 4),
+        }
         for i, p in enumerate(path["points"])
-    ]  # fmt: skip
-    return {"format": "hneurons.path_stability/1", "chosen": path["chosen"], "in_all": 2, "points": points, "neurons": []}
+    ]
+    return {
+        "format": "hneurons.path_stability/1",
+        "chosen": path["chosen"],
+        "in_all": 2,
+        "points": points,
+        "neurons": [],
+    }

@@ -221,7 +221,7 @@ def _evaluation(rng: np.random.Generator, card: dict[str, Any], settings: dict[s
         name: _dataset(rng, count, settings["separation"] * (1 - 0.3 * i), settings) for i, name in enumerate(names)
     }
     if reviewed(settings):
-        for place, (name, data) in enumerate(datasets.items()):
+        for place, data in enumerate(datasets.values()):
             data.update(fake_review.of_dataset(rng, data, settings, HOSTILE))
             data.update(fake_review.asked_elsewhere() if place else {})
     score = datasets[names[0]]["h_neurons"]["auroc"]

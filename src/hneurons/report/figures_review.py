@@ -13,8 +13,9 @@ from matplotlib.ticker import FuncFormatter
 from hneurons.report.canvas import ACCENT, HALLUCINATED, INK, LINE, MUTED, TIP, name_rows, narrow, short, themed
 from hneurons.report.values import Row
 
-STRONGEST = 0.5
-"""Opacity of a cell of the heat map at AUROC 0 or 1: the number in it stays readable on light and on dark."""
+STRONGEST, FAR = 0.55, 0.4
+"""Opacity of a cell of the heat map, and the distance from 0.5 from which on it is that: the number in it stays
+readable on light and on dark."""
 
 
 def bounds(row: Row) -> tuple[float, float] | None:
@@ -64,7 +65,7 @@ def heat_map(figure: Figure, names: Sequence[str], values: Sequence[Sequence[Row
             told = f"{TIP}trained on {names[i]}, tested on {names[j]}: {value:.3f}"
             told += f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""
             cell = Rectangle((j - 0.48, i - 0.48), 0.96, 0.96, lw=0, fc=colour, gid=told)
-            cell.set_alpha(STRONGEST * min(1.0, 2 * abs(value - 0.5)))
+            cell.set_alpha(STRONGEST * min(1.0, abs(value - 0.5) / FAR))
             ax.add_patch(cell)
             # Two decimals without the zero fit twenty to a row.
             ax.text(j, i, f"{value:.2f}".lstrip("0") or "0", ha="center", va="center", color=INK, fontsize=9)

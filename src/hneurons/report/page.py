@@ -59,6 +59,8 @@ def inline(svg: str, name: str, alt: str) -> Markup:
     width = float(root.attrib.get("viewBox", "0 0 0 0").split()[2]) / 72
     if name.endswith("-phone") and width > PHONE + 0.1:
         root.set("style", f"min-width:{96 * width:.0f}px")
+    elif HALF + 0.1 < width < WIDE - 0.1:
+        root.set("style", f"max-width:{96 * width:.0f}px")
     root.attrib.update({"role": "img", "aria-label": alt, "class": name.split("-")[-1]})
     return Markup(ET.tostring(root, encoding="unicode"))
 
