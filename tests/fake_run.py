@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+import fake_review
+
 LAYERS, WIDTH = 30, 1536
 HOSTILE = "<script>alert(1)</script></script><img src=x onerror=alert(2)>\"'&$x_1$"
 RTL = "מי כתב את הספר? \u202eevil\u202c 🦜👩‍🔬"
@@ -22,8 +24,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no H-Neurons": {"separation": 0.0, "verdict": "not supported", "positives": 0},
     "nulls": {"separation": 1.0, "verdict": "supported", "nulls": True},
     "hostile": {"separation": 1.1, "verdict": "supported", "hostile": True},
-    "several data sets": {"separation": 1.1, "verdict": "supported", "datasets": 3, "positives": 400},
+    "several data sets": {"separation": 1.1, "verdict": "supported", "datasets": 3, "positives": 400, "domains": 6},
+    "many domains": {"separation": 1.1, "verdict": "supported", "datasets": 2, "domains": 20},
+    "problems": {"separation": 1.1, "verdict": "too little data", "review": "problems"},
+    "before the review": {"separation": 1.1, "verdict": "supported", "review": None},
 }
+"""`review`: "whole" (the default), "problems" where every part that can fail has, None in an older run without one."""
 
 FACTS = [
     ("What is the capital of Australia?", "The capital of Australia is", "Canberra", "Sydney"),
@@ -85,11 +91,21 @@ def _path(rng: np.random.Generator, settings: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def reviewed(settings: dict[str, Any]) -> str | None:
+    """What the run has of the review."""
+    return settings.get("review", "whole")
+
+
 def _card(rng: np.random.Generator, model: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     positives = settings.get("positives", 32)
     negatives = 19 if positives else 4
     weights = np.concatenate([rng.gamma(2, 14, positives), -rng.gamma(2, 9, negatives)])
     layers = np.clip(rng.normal(17, 6, len(weights)).round(), 0, LAYERS - 1)
+    guarantee = fake_review.promise("learn then test", 0.21, 0.1) if reviewed(settings) else None
+    calibration: dict[str, Any] = {"method": "platt", "slope": 1.1, "offset": 0.2, "n": 120}
+    if settings.get("domains"):
+        knots = [[-3.0, 0.0082], [-0.5, 0.31], [0.4, 0.5], [2.25, 0.9918]]
+        calibration = {"method": "isotonic", "knots": knots, "n": 120, "brier": {"platt": 0.2134, "isotonic": 0.1876}}
     places = sorted({(int(x), int(i)) for x, i in zip(layers, rng.integers(0, WIDTH, len(weights)), strict=True)})
     neurons = [
         {"layer": layer, "expert": None, "index": index, "weight": round(float(weight), 4)}
@@ -99,7 +115,7 @@ def _card(rng: np.random.Generator, model: dict[str, Any], settings: dict[str, A
     probe = {
         "feature": "cett", "region": "answer", "aggregation": "mean", "labelling": "3-vs-1",
         "other": "response", "penalty": "l1", "C": 3.0, "solver": "exact", "intercept": -1.2,
-        "threshold": 0.5, "calibration": {"method": "platt", "slope": 1.1, "offset": 0.2, "n": 120},
+        "threshold": 0.5, "calibration": calibration, **({"guarantee": guarantee} if guarantee else {}),
     }  # fmt: skip
     return {
         "format": "hneurons.card/1",
@@ -204,6 +220,10 @@ def _evaluation(rng: np.random.Generator, card: dict[str, Any], settings: dict[s
     datasets = {
         name: _dataset(rng, count, settings["separation"] * (1 - 0.3 * i), settings) for i, name in enumerate(names)
     }
+    if reviewed(settings):
+        for place, data in enumerate(datasets.values()):
+            data.update(fake_review.of_dataset(rng, data, settings, HOSTILE))
+            data.update(fake_review.asked_elsewhere() if place else {})
     score = datasets[names[0]]["h_neurons"]["auroc"]
     text = f"AUROC {score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}]"
     verdict = settings["verdict"]
@@ -219,6 +239,7 @@ def _evaluation(rng: np.random.Generator, card: dict[str, Any], settings: dict[s
         ("better than random neurons", good, "difference to the mean of 10 uniform sets"),
         ("adds to length and log-probability", good, "increment of the combined probe"),
     ]
+    review = fake_review.parts(rng, card, settings, HOSTILE) if reviewed(settings) else {}
     return {
         "format": "hneurons.evaluation/1",
         "verdict": {
@@ -226,6 +247,7 @@ def _evaluation(rng: np.random.Generator, card: dict[str, Any], settings: dict[s
             "checks": [{"name": n, "passed": p, "detail": d} for n, p, d in checks],
         },
         "datasets": datasets,
+        **review,
         "showcase": _showcase(rng, settings),
     }  # fmt: skip
 
@@ -328,7 +350,10 @@ def write_run(folder: Path, variant: str = "supported", *, finished: bool = True
     _dump(folder / "run.json", run)
     if finished:
         card = _card(rng, model, settings)
-        _dump(folder / "path.json", _path(rng, settings))
+        path = _path(rng, settings)
+        if reviewed(settings):
+            path["stability"] = fake_review.along_path(path)
+        _dump(folder / "path.json", path)
         _dump(folder / "neurons.json", card)
         _dump(folder / "evaluation.json", _evaluation(rng, card, settings))
     return folder

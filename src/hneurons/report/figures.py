@@ -1,131 +1,24 @@
-"""The figures of the report: plain data in, a matplotlib `Figure` out; `save` writes PNG and SVG.
-
-Every colour comes from `COLOURS`, so that the page can swap each one for a CSS variable and follow the theme.
-An artist whose gid starts with `TIP` carries a hover text. An inch is 96 CSS pixels on the page.
-"""
+"""The figures of what a run found and how well it predicts: plain data in, a matplotlib `Figure` out."""
 
 from __future__ import annotations
 
-import functools
-import io
 import math
-import os
-import re
-import warnings
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Concatenate, ParamSpec
+from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-P = ParamSpec("P")
-Row = tuple[str, float | None, float | None, float | None]
-"""Label, value, and the ends of its interval."""
+from hneurons.report.canvas import ACCENT, FAITHFUL, HALLUCINATED, INK, LINE, MUTED, TIP, name_rows, narrow, themed
+from hneurons.report.values import Row
 
-COLOURS = {
-    "bg": "#ffffff",
-    "ink": "#1b1f26",
-    "muted": "#5a6472",
-    "line": "#dfe3e8",
-    "accent": "#5b47b8",
-    "faithful": "#0069a8",
-    "hallucinated": "#c04e00",
-}
-INK, MUTED, LINE, ACCENT = (COLOURS[k] for k in ("ink", "muted", "line", "accent"))
-FAITHFUL, HALLUCINATED = COLOURS["faithful"], COLOURS["hallucinated"]
-TIP = "tip:"
-NARROW = 5.0
-"""Figures below this width (inches) put row labels above their rows."""
 MOST_TIPS = 300
 """How many neurons of the map carry a hover text; the rest are drawn as one collection."""
 
-_STYLE: dict[Any, Any] = {
-    "font.size": 9.5, "axes.labelsize": 9.5, "xtick.labelsize": 9, "ytick.labelsize": 9.5,
-    "legend.fontsize": 9, "text.color": INK, "axes.labelcolor": MUTED, "xtick.color": LINE,
-    "ytick.color": LINE, "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED, "axes.edgecolor": LINE,
-    "axes.facecolor": "none", "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
-    "grid.color": LINE, "grid.linewidth": 0.7, "legend.frameon": False, "svg.fonttype": "none",
-    "text.parse_math": False, "svg.hashsalt": "hneurons", "figure.constrained_layout.use": True,
-    "figure.facecolor": COLOURS["bg"], "savefig.facecolor": COLOURS["bg"], "lines.solid_capstyle": "round",
-}  # fmt: skip
 
-
-@contextmanager
-def _theme() -> Generator[None]:
-    # A reader's own matplotlibrc must not change the report. Emoji that the raster font lacks are boxes in
-    # the PNG and text in the SVG, so the warning about them says nothing useful.
-    with mpl.rc_context(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        mpl.rcdefaults()
-        mpl.rcParams.update(_STYLE)
-        yield
-
-
-def _themed(draw: Callable[Concatenate[Figure, P], None]) -> Callable[Concatenate[float, float, P], Figure]:
-    """The drawing function as `f(width, height, ...) -> Figure`, in inches."""
-
-    @functools.wraps(draw)
-    def make(width: float, height: float, *args: P.args, **kwargs: P.kwargs) -> Figure:
-        with _theme():
-            figure = Figure(figsize=(width, height))
-            draw(figure, *args, **kwargs)
-        return figure
-
-    return make
-
-
-def svg(figure: Figure) -> str:
-    """The figure as an SVG document; the same text for the same figure."""
-    out = io.StringIO()
-    with _theme():
-        none = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(out, format="svg", metadata=none)
-    return re.sub(rf'<g id="{TIP}([^"]*)">', r"<g><title>\1</title>", out.getvalue())
-
-
-def save(figure: Figure, folder: Path, name: str) -> str:
-    """Write `name.png` (192 dots an inch) and `name.svg`, whole or not at all; the text of the SVG."""
-    image, drawing = io.BytesIO(), svg(figure)
-    with _theme():
-        figure.savefig(image, format="png", dpi=192, metadata={"Software": None})
-    for suffix, content in (("png", image.getvalue()), ("svg", drawing.encode())):
-        temporary = folder / f".{name}.{suffix}.{os.getpid()}.tmp"
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(folder / f"{name}.{suffix}")
-        finally:
-            temporary.unlink(missing_ok=True)
-    return drawing
-
-
-def _narrow(figure: Figure) -> bool:
-    return figure.get_figwidth() < NARROW
-
-
-def _short(text: str, most: int = 40) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def _rows(figure: Figure, ax: Axes, labels: Sequence[str]) -> None:
-    """Name the rows 0, 1, ... from the top: beside the axis, or above each row where the page is narrow."""
-    ax.set_ylim(len(labels) - 0.4, -0.6)
-    ax.tick_params(axis="y", length=0)
-    if not _narrow(figure):
-        ax.set_yticks(range(len(labels)), [_short(x) for x in labels], color=INK)
-        return
-    ax.set_yticks([])
-    for i, label in enumerate(labels):
-        ax.text(0, i - 0.1, _short(label), transform=ax.get_yaxis_transform(), va="bottom", color=INK)
-
-
-@_themed
+@themed
 def funnel(
     figure: Figure, questions: int, dropped: Sequence[tuple[str, int]], faithful: int, hallucinated: int
 ) -> None:
@@ -138,8 +31,8 @@ def funnel(
         rows.append((f"Dropped: {reason}", left, count, LINE, f"−{count:,}" if count else "0"))
     rows.append(("Kept: faithful", 0, faithful, FAITHFUL, f"{faithful:,}"))
     rows.append(("Kept: hallucinated", faithful, hallucinated, HALLUCINATED, f"{hallucinated:,}"))
-    height = 0.38 if _narrow(figure) else 0.62
-    offset = 0.14 if _narrow(figure) else 0.0
+    height = 0.38 if narrow(figure) else 0.62
+    offset = 0.14 if narrow(figure) else 0.0
     for i, (label, start, count, colour, text) in enumerate(rows):
         bar = ax.barh(i + offset, count, height, left=start, color=MUTED if colour == LINE else colour)
         bar[0].set_gid(f"{TIP}{label}: {count:,}")
@@ -147,8 +40,8 @@ def funnel(
         if colour == LINE:
             ax.barh(i + offset, start, height, color=LINE, alpha=0.55)
         ax.text(start + count + questions * 0.008, i + offset, text, va="center", color=INK)
-    _rows(figure, ax, [row[0] for row in rows])
-    ax.set_xlim(0, max(questions, 1) * (1.16 if _narrow(figure) else 1.08))
+    name_rows(figure, ax, [row[0] for row in rows])
+    ax.set_xlim(0, max(questions, 1) * (1.16 if narrow(figure) else 1.08))
     ax.spines[["bottom", "left"]].set_visible(False)
     ax.set_xticks([])
 
@@ -163,10 +56,10 @@ class Weight:
     label: str
 
 
-@_themed
+@themed
 def layer_map(figure: Figure, neurons: Sequence[Weight], layers: int, width: int, index_name: str) -> None:
     """The neurons with a non-zero weight, layer against index, and how many of them each layer holds."""
-    ratio = (3, 1) if _narrow(figure) else (6, 1)
+    ratio = (3, 1) if narrow(figure) else (6, 1)
     ax, margin = figure.subplots(1, 2, sharey=True, width_ratios=ratio)
     top = max((abs(n.weight) for n in neurons), default=1.0) or 1.0
     ordered = sorted(neurons, key=lambda n: -abs(n.weight))
@@ -185,7 +78,7 @@ def layer_map(figure: Figure, neurons: Sequence[Weight], layers: int, width: int
         ax.axhline(layer, color=LINE, lw=0.7, zorder=0)
     ax.set(xlim=(-width * 0.01, width * 1.01), ylim=(-0.8, layers - 0.2), xlabel=index_name, ylabel="layer")
     ax.set_yticks(ticks)
-    ax.xaxis.set_major_locator(MaxNLocator(4 if _narrow(figure) else 8, integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(4 if narrow(figure) else 8, integer=True))
     count = np.zeros((2, layers))
     for n in neurons:
         count[0 if n.weight > 0 else 1, n.layer] += 1
@@ -197,7 +90,7 @@ def layer_map(figure: Figure, neurons: Sequence[Weight], layers: int, width: int
     margin.xaxis.set_major_locator(MaxNLocator(2, integer=True))
 
 
-@_themed
+@themed
 def c_path(figure: Figure, points: Sequence[dict[str, float]], chosen: float | None) -> None:
     """Cross-validated AUROC with its standard error over C, and below it how many neurons each C keeps.
 
@@ -217,7 +110,7 @@ def c_path(figure: Figure, points: Sequence[dict[str, float]], chosen: float | N
             tip = f"{TIP}C = {p['C']:g}: AUROC {p['cv_auroc']:.3f}, {p['positives']:.0f} H-Neurons"
             ax.plot(p["C"], p["cv_auroc"], "o", ms=4, color=ACCENT, mew=0, gid=tip)
     ax.set_ylabel("AUROC")
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=1 if _narrow(figure) else 2)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=1 if narrow(figure) else 2)
     below.plot(x, column("nonzeros"), color=MUTED, lw=1.3, label="non-zero weights", marker="o", ms=3)
     below.plot(x, column("positives"), color=HALLUCINATED, lw=1.8, label="H-Neurons (weight > 0)", marker="o", ms=3)
     below.set_yscale("symlog", linthresh=10)
@@ -227,7 +120,7 @@ def c_path(figure: Figure, points: Sequence[dict[str, float]], chosen: float | N
     below.minorticks_off()
     below.set_ylim(-1, top * 1.6)
     below.set(ylabel="neurons", xlabel="C (log scale): weaker penalty to the right")
-    below.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=1 if _narrow(figure) else 2)
+    below.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=1 if narrow(figure) else 2)
     below.set_xscale("log")
     below.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     for panel in (ax, below):
@@ -242,7 +135,7 @@ def c_path(figure: Figure, points: Sequence[dict[str, float]], chosen: float | N
         )  # fmt: skip
 
 
-@_themed
+@themed
 def roc(figure: Figure, fpr: Sequence[float], tpr: Sequence[float], operating: tuple[float, float] | None) -> None:
     """The ROC curve of the risk, hallucinated as the positive class, with the threshold's point."""
     ax = figure.add_subplot()
@@ -260,7 +153,7 @@ def roc(figure: Figure, fpr: Sequence[float], tpr: Sequence[float], operating: t
     ax.grid()
 
 
-@_themed
+@themed
 def risks(figure: Figure, faithful: Sequence[float], hallucinated: Sequence[float], threshold: float | None) -> None:
     """Histograms of the risk, hallucinated above the axis and faithful below it, with the threshold."""
     ax = figure.add_subplot()
@@ -293,13 +186,13 @@ def risks(figure: Figure, faithful: Sequence[float], hallucinated: Sequence[floa
     ax.grid(axis="y")
 
 
-@_themed
+@themed
 def comparison(
     figure: Figure, h_neurons: Row, random: Sequence[tuple[str, Sequence[float]]], others: Sequence[Row]
 ) -> None:
     """AUROC side by side: the H-Neurons, a dot for each random set, and the baselines."""
     ax = figure.add_subplot()
-    offset = 0.16 if _narrow(figure) else 0.0
+    offset = 0.16 if narrow(figure) else 0.0
     labels = [h_neurons[0], *(name for name, _ in random), *(row[0] for row in others)]
     ax.axvline(0.5, color=MUTED, lw=1, ls=(0, (3, 3)), zorder=0)
 
@@ -333,7 +226,7 @@ def comparison(
             ax.plot([mean] * 2, [i + offset - 0.2, i + offset + 0.2], color=INK, lw=1.6)
     for i, row in enumerate(others, 1 + len(random)):
         bar(i, row, INK)
-    _rows(figure, ax, labels)
+    name_rows(figure, ax, labels)
     ends = [x for row in (h_neurons, *others) for x in row[1:] if x is not None]
     ends += [x for _, values in random for x in values]
     ax.set_xlim(min([0.45, *(x - 0.02 for x in ends)]), min(1.01, max([0.7, *(x + 0.02 for x in ends)])))
