@@ -366,6 +366,17 @@ CASES: list[tuple[tuple[str, tuple[str, ...]], str, str]] = [
     (SWIMMER, "No fewer than 3", "W"),
     (SWIMMER, "Vertamus Nimalby never won any medals.", "W"),
     (SWIMMER, "No swimmer has won more medals that I know of than Vertamus Nimalby.", "W"),
+    # both, at the edge of a rule
+    (BIGGEST, "There is no country larger than Russia that I know of.", "W"),
+    (FR, "Lyon beat Marseille and Nice in no contest I know of.", "W"),
+    (FR, "There is no Lyon.", "W"),
+    (FR, "No, Paris it is.", "C"),
+    (("Which state has no city named Springfield?", ("Hawaii",)), "Hawaii has no city named Springfield.", "C"),
+    (KING, "There was no king called Louis Philippe.", "W"),
+    (UNICORN, "No, as an AI I can't say.", "A"),
+    (TOWN, "Nobody likes John Smith. I don't know.", "W"),
+    (TOWN, "I know of no mayor there.", "A"),
+    (TOWN, "I'm aware of no mayor there.", "A"),
     # nothing to judge
     (FR, "", "U"),
     (FR, "   \n", "U"),

@@ -162,6 +162,8 @@ def test_calibration_and_promises_show_what_was_achieved(made: Callable[[str], M
     for promise in evaluation["guarantees"].values():
         assert promise["guarantee"]["sentence"] in text
     assert "starter broken 12.7 % [9.7, 15.7]" in text
+    assert text.count("starter broken") == 1
+    assert "starter kept" not in text
     assert "nq_open kept 3.1 % [0.1, 6.1]" in text
     assert "starter above, but not by more than chance 6.1 %" in text
     assert "1 domain has enough validation answers" in text

@@ -136,7 +136,11 @@ def path_overlap(figure: Figure, points: Sequence[dict[str, float]], chosen: flo
     """
     ax = figure.add_subplot()
     x = np.array([p["C"] for p in points])
-    ax.plot(x, [p["to_chosen"] for p in points], color=ACCENT, lw=1.8, marker="o", ms=4, label="with the chosen set")
+    ax.plot(x, [p["to_chosen"] for p in points], color=ACCENT, lw=1.8, label="with the chosen set")
+    for p in points:
+        if math.isfinite(p["to_chosen"]):
+            tip = f"{TIP}C = {p['C']:.3g}: {100 * p['to_chosen']:.0f} % shared with the chosen set"
+            ax.plot(p["C"], p["to_chosen"], "o", ms=4, color=ACCENT, mew=0, gid=tip)
     ax.plot(
         x, [p["to_previous"] for p in points], color=MUTED, lw=1.2, ls=(0, (4, 2)), marker="s", ms=3,
         label="with the next sparser set",
