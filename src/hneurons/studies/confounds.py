@@ -268,7 +268,7 @@ def _finding(name: str, plain: Interval, equal: Interval, difference: Interval, 
         tail = f"{name} explains {difference} of it and the rest remains; read the verdict with the smaller number."
         return PARTLY, f"{told}: {tail}"
     if equal.low > 0.5:
-        return UNEXPLAINED, f"{told}: {name} does not explain the prediction, and the verdict stands."
+        return UNEXPLAINED, f"{told}: {name} does not explain the prediction; the verdict is untouched."
     if difference.low > 0:
         tail = f"nothing above chance remains, so the neurons may measure {name} and not truth, whatever the verdict."
         return EXPLAINED, f"{told}: {tail}"

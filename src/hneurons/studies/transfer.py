@@ -165,13 +165,13 @@ def _finding(parts: int, inside: Interval, across: Interval, loss: Interval) -> 
     not above 0.5, does not transfer; the loss is above 0, transfers in part; else transfers.
     """
     if parts < 2 or not math.isfinite(loss.low):
-        return TOO_LITTLE, f"Too little data to test transfer: {parts} of the domains have enough examples, 2 needed."
-    told = f"Mean AUROC is {inside} inside a domain and {across} across domains"
+        return TOO_LITTLE, f"Too little data to test transfer: {parts} of the parts have enough examples, 2 needed."
+    told = f"Mean AUROC is {inside} inside a part and {across} across parts"
     if not across.low > 0.5:
-        return FAILS, f"{told}: no transfer is seen, so the verdict holds for the domains that the probe was fitted on."
+        return FAILS, f"{told}: no transfer is seen, so the verdict holds for the parts that the probe was fitted on."
     if loss.low > 0:
         return WEAKER, f"{told}: the neurons transfer, but lose {loss}; recalibrate and re-evaluate in a new domain."
-    return HOLDS, f"{told}: no loss is seen between domains."
+    return HOLDS, f"{told}: no loss is seen between them."
 
 
 def per_domain_calibration(scores: Floats, hallucinated: NDArray[np.bool_], domains: Sequence[str]) -> Json:

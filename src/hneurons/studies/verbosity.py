@@ -280,5 +280,5 @@ def _finding(
     if excess.low > 0:
         return VERBOSITY, f"{told}, {times.value:.1f} times as far: compare risks only between answers of one style."
     if excess.high < 0:
-        return TRUTH, f"{told}: truth counts for more than style, and the verdict stands."
+        return TRUTH, f"{told}: truth counts for more than style; the verdict is untouched."
     return BOTH, f"{told}: neither is seen to count for more; compare risks with care between short and long answers."
