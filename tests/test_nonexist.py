@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hneurons.answers.consistency import Rule, right_verdict
 from hneurons.answers.judge import AliasJudge
 from hneurons.errors import MissingExtraError, QuestionsError, UsageError
 from hneurons.questions.invented import (
@@ -28,7 +29,7 @@ from hneurons.questions.invented import (
     near,
     tokens,
 )
-from hneurons.questions.nonexist import generate, load_families, nonexist, nonexist_label
+from hneurons.questions.nonexist import generate, load_families, nonexist
 from hneurons.questions.sources import QuestionSet
 from hneurons.types import Label, Question, Verdict
 
@@ -375,7 +376,8 @@ def test_a_longer_list_changes_only_the_questions_that_it_touches():
 
 
 def test_labels():
-    assert {verdict: nonexist_label(verdict) for verdict in Verdict} == {
+    rule, right = Rule(samples=1, agreement=1), right_verdict(generate(1, 0, NOTHING)[0])
+    assert {verdict: rule.label([verdict], right) for verdict in Verdict} == {
         Verdict.WRONG: Label.HALLUCINATED,
         Verdict.ABSTAINED: Label.FAITHFUL,
         Verdict.CORRECT: None,

@@ -14,7 +14,7 @@ from random import Random
 from hneurons.errors import QuestionsError, UsageError
 from hneurons.questions.invented import STYLES, RealNames, invent, pick
 from hneurons.questions.sources import QuestionSet
-from hneurons.types import Label, Question, Verdict
+from hneurons.types import Question
 
 FIRST_YEAR, LAST_YEAR = 1955, 2015
 COMMON = frozenset({"medicine", "compound", "epithet"})
@@ -42,14 +42,6 @@ def nonexist(count: int = NONEXIST, seed: int = 0) -> QuestionSet:
     if count < 1:
         raise UsageError(f"{count} questions can't be made.", "Ask for at least 1.")
     return QuestionSet("nonexist", generate(count, seed, RealNames.load()))
-
-
-def nonexist_label(verdict: Verdict) -> Label | None:
-    """The label of a response to one of these questions; None if the judge couldn't read it.
-
-    A claim is wrong whatever it says, and a refusal is right (Gao et al. 2025).
-    """
-    return {Verdict.WRONG: Label.HALLUCINATED, Verdict.ABSTAINED: Label.FAITHFUL}.get(verdict)
 
 
 def generate(count: int, seed: int, real: RealNames) -> tuple[Question, ...]:
