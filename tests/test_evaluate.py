@@ -32,7 +32,7 @@ NAMES = tiny.names(400, 5)
 
 def asked(count: int, start: int = 1000, name: str = "towns") -> QuestionSet:
     """Questions that no run has seen; `tiny.half_right` answers about half of them right."""
-    made = [Question(f"n{i}", f"What is the name of town number {i}?", (NAMES[i - start],)) for i in
+    made = [Question(f"n{i}", f"What is the name of city number {i}?", (NAMES[i - start],)) for i in
             range(start, start + count)]  # fmt: skip
     return QuestionSet(name, tuple(made))
 
@@ -84,6 +84,7 @@ def test_the_numbers_are_those_of_the_card_on_the_new_answers(run: Path):
     # What the run had found of itself stays as it was.
     assert done.evaluation["datasets"]["cities"] == before["datasets"]["cities"]
     assert done.evaluation["verdict"] == before["verdict"]
+    assert [part["name"] for part in done.evaluation["transfer_between_sets"]["parts"]] == ["cities", "towns"]
     assert "towns" in done.table()
     assert "towns" in (run / "report.html").read_text()
 
@@ -140,6 +141,7 @@ def test_one_class_missing_is_said_and_the_rest_is_done(run: Path):
     with pytest.raises(TooFewExamplesError, match="hard: only 0 faithful and 60 hallucinated"):
         evaluate_run(run, [asked(60, name="hard"), asked(60, 1100, "towns")], model, tools=never)
     assert len(lines(run / "on/hard/responses.jsonl")) == 60
+    assert "transfer_between_sets" not in Run(run).evaluation, "there is one set only"
 
     class Hard(AliasJudge):
         def judge(self, question: Question, text: str) -> Verdict:

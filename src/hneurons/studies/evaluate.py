@@ -99,8 +99,10 @@ def evaluate_run(
             key = questions.name if questions.name not in run.manifest["data"] else f"{questions.name} (single samples)"
             evaluation["datasets"][key] = {**result, "already_asked": seen}
             write_json(folder / "evaluation.json", evaluation)
-        evaluation["transfer_between_sets"] = reviewer.transfer(_parts(run, own))
-        write_json(folder / "evaluation.json", evaluation)
+        parts = _parts(run, own)
+        if len(parts) > 1:
+            evaluation["transfer_between_sets"] = reviewer.transfer(parts)
+            write_json(folder / "evaluation.json", evaluation)
     from hneurons.report.page import write_report
 
     write_report(run.path)
