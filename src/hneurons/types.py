@@ -131,6 +131,12 @@ class Example:
     domain: str = ""
     extra: dict[str, Any] = field(default_factory=dict[str, Any])
 
+    @property
+    def said_span(self) -> Span:
+        """The answer's tokens, counted from the first after the thinking block."""
+        before = self.response.thinking_tokens
+        return Span(self.answer_tokens.start - before, self.answer_tokens.end - before)
+
 
 def to_json(value: Any) -> dict[str, Any]:
     """The plain dict of one of this module's dataclasses, as the journals hold it."""

@@ -17,7 +17,6 @@ from hneurons.answers.judge import JUDGES
 from hneurons.answers.normalise import normalise
 from hneurons.errors import HNeuronsError, RunError, TooFewExamplesError, UsageError
 from hneurons.models.load import StudyModel, as_study_model
-from hneurons.neurons.card import Card
 from hneurons.neurons.choose import TrainingData
 from hneurons.progress import Progress, default_progress
 from hneurons.questions.sources import QuestionSet, load_questions
@@ -25,7 +24,6 @@ from hneurons.results import Run
 from hneurons.runfolder import Json, RunFolder, hash_json, write_json
 from hneurons.settings import IdentifySettings
 from hneurons.studies.collect import Collection, Tools
-from hneurons.studies.controls import make_controls
 from hneurons.studies.judging import LLM, Judging, agree, needs_agreement
 from hneurons.studies.review import Reviewer
 from hneurons.types import Label, Question, Verdict
@@ -77,15 +75,16 @@ def evaluate_run(
         folder.load()
         evaluation = run.evaluation  # complains if the run isn't complete
         card = run.card
-        card.check_fits(study.describe())
-        if study.describe()["config_hash"] != run.manifest["model"]["config_hash"]:
+        described = study.describe()
+        card.check_fits(described)
+        if described["config_hash"] != run.manifest["model"]["config_hash"]:
             raise RunError(f"{study.name} is not the model of {run.path}: its configuration differs.", "Give that one.")
         tools = tools or tools_of(run.manifest)
         asked = _Asked.of(folder)
         rows = folder.journal("questions.jsonl").read()
         known = tuple(Question(r["id"], r["question"], tuple(r["answers"]), r["domain"]) for r in rows)
         own = Collection(folder, study, QuestionSet("own", known), settings, tools, progress)
-        reviewer = _reviewer(own, card)
+        reviewer = Reviewer(own, card)
         failed: list[HNeuronsError] = []
         for questions in sets:
             fresh, seen = asked.leave_out(questions, limit)
@@ -186,17 +185,6 @@ class _Asked:
                 "Give questions that it did not ask, or identify with --limit, which leaves some over.",
             )
         return replace(questions, questions=tuple(new[:limit])), seen
-
-
-def _reviewer(own: Collection, card: Card) -> Reviewer:
-    """What is fitted on the run's own examples and applied to every data set."""
-    settings = own.settings
-    with own.progress.bar("Fitting random neurons", 2 * settings.random_sets) as tick:
-        controls = make_controls(
-            card, own.training("train"), own.evaluation("validation"),
-            sets=settings.random_sets, seed=settings.seed, tick=lambda: tick(1),
-        )  # fmt: skip
-    return Reviewer(own, card, controls)
 
 
 def _parts(run: Run, own: Collection) -> dict[str, TrainingData]:

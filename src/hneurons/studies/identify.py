@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,7 +25,6 @@ from hneurons.results import Run
 from hneurons.runfolder import Json, RunFolder, write_json
 from hneurons.settings import IdentifySettings
 from hneurons.studies.collect import Collection, Tools
-from hneurons.studies.controls import make_controls
 from hneurons.studies.examples import SPLITS
 from hneurons.studies.existence import verdict
 from hneurons.studies.guarantee import control
@@ -35,7 +33,8 @@ from hneurons.studies.records import passage_of
 from hneurons.studies.review import Reviewer
 from hneurons.studies.stability import along_path
 from hneurons.studies.suppression import Suppression
-from hneurons.types import Example, Label, Span
+from hneurons.studies.transfer import domain_counts
+from hneurons.types import Example, Label
 
 TEMPLATE_NOTE = (
     "The tokenizer has no chat template: each question was asked as 'Question: ... Answer:', and a response ends with "
@@ -159,7 +158,7 @@ class _Identify:
             guarantee = control(held, validation.hallucinated, [e.question_id for e in examples])
         except TooFewExamplesError:
             guarantee = None  # evaluation.json says how many examples it takes
-        domains = Counter(example.domain for example in examples if example.domain)
+        domains = domain_counts(example.domain for example in examples if example.domain)
         described = self.model.describe()
         card = Card.model_validate(
             {
@@ -186,7 +185,7 @@ class _Identify:
                     "questions": self.data.questions.sha256,
                     "examples": {str(label): self.folder.manifest["counts"][str(label)] for label in Label},
                     "seed": self.settings.seed,
-                    "domains": dict(sorted(domains.items())),
+                    "domains": domains,
                 },
             }
         )
@@ -194,17 +193,8 @@ class _Identify:
 
     def evaluate(self) -> None:
         """evaluation.json, and the metrics on the card."""
-        card, settings, data = Card.load(self.folder / "neurons.json"), self.settings, self.data
-        with self.progress.bar("Comparing with controls", 2 * settings.random_sets) as tick:
-            controls = make_controls(
-                card,
-                data.training("train"),
-                data.evaluation("validation"),
-                sets=settings.random_sets,
-                seed=settings.seed,
-                tick=lambda: tick(1),
-            )
-        reviewer = Reviewer(data, card, controls)
+        card, data = Card.load(self.folder / "neurons.json"), self.data
+        reviewer = Reviewer(data, card)
         result = reviewer.dataset(data, "test")
         review = reviewer.probe()
         shown, _ = data.rows("test")
@@ -235,7 +225,7 @@ class _Identify:
         risks = card.risk(token_scores(self.model, card, passage))[before:]
         text = example.response.text
         offsets = token_offsets(self.model, example.response.said, text)
-        span = Span(example.answer_tokens.start - before, example.answer_tokens.end - before)
+        span = example.said_span
         return {
             "question": example.question,
             "label": str(example.label),

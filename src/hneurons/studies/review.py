@@ -24,13 +24,13 @@ from hneurons.runfolder import Json
 from hneurons.studies import peers, stability
 from hneurons.studies.collect import Collection
 from hneurons.studies.confounds import confounds
-from hneurons.studies.controls import Controls
+from hneurons.studies.controls import Controls, make_controls
 from hneurons.studies.existence import evaluate
 from hneurons.studies.guarantee import Answers, achieved, promises
 from hneurons.studies.tables import EvaluationData
 from hneurons.studies.transfer import FOLDS, per_domain_calibration, transfer_matrix
 from hneurons.studies.verbosity import Rewrite, rewrites, two_by_two
-from hneurons.types import Example, Region, Span
+from hneurons.types import Region, Span
 
 Floats = NDArray[np.float64]
 VERBOSITY_QUESTIONS = 100
@@ -47,17 +47,22 @@ class Reviewer:
     Args:
         own: the run's own collection.
         card: its H-Neurons.
-        controls: classifiers on random neurons.
+        controls: classifiers on random neurons; fitted here when not given.
     """
 
-    def __init__(self, own: Collection, card: Card, controls: Controls) -> None:
+    def __init__(self, own: Collection, card: Card, controls: Controls | None = None) -> None:
         self.own = own
         self.card = card
-        self.controls = controls
         self.settings = own.settings
         self.train = own.training("train")
         self.validation = own.evaluation("validation")
+        self.controls = self._controls() if controls is None else controls
         self._peers = {split: peer_data(own, split) for split in ("train", "validation")}
+
+    def _controls(self) -> Controls:
+        sets, seed = self.settings.random_sets, self.settings.seed
+        with self.own.progress.bar("Comparing with controls", 2 * sets) as tick:
+            return make_controls(self.card, self.train, self.validation, sets=sets, seed=seed, tick=lambda: tick(1))
 
     def dataset(self, data: Collection, split: str) -> Json:
         """The object of evaluation.json for one data set."""
@@ -112,7 +117,7 @@ class Reviewer:
                 }
         except TooFewExamplesError as error:
             found["stability"] = problem(error)
-        validation, test = own.evaluation("validation"), own.evaluation("test")
+        validation, test = self.validation, own.evaluation("test")
         held, scored = card.score(validation.features), card.score(test.features)
         domains = [example.domain for example in own.rows("validation")[0]]
         found["domain_calibration"] = per_domain_calibration(held, validation.hallucinated, domains)
@@ -159,7 +164,7 @@ def peer_data(data: Collection, split: str) -> peers.PeerData:
     """What other predictors see of the examples of a split."""
     examples, rows = data.rows(split)
     said = [np.array(e.response.logprobs[e.response.thinking_tokens :] or (0.0,)) for e in examples]
-    spans = [_said_span(e) for e in examples]
+    spans = [e.said_span for e in examples]
     numbers: dict[str, Floats] = {
         peers.LENGTH: np.array([len(e.response.said) for e in examples], dtype=np.float64),
         peers.MEAN_LOGPROB: np.array([values.mean() for values in said]),
@@ -176,11 +181,6 @@ def peer_data(data: Collection, split: str) -> peers.PeerData:
         return peers.PeerData(numbers, data.store.read(Region.ANSWER, rows))
     numbers[peers.ENTROPY] = readout.mean_entropy[rows]
     return peers.PeerData(numbers, data.store.read(Region.ANSWER, rows), readout.hidden[rows])
-
-
-def _said_span(example: Example) -> Span:
-    before = example.response.thinking_tokens
-    return Span(example.answer_tokens.start - before, example.answer_tokens.end - before)
 
 
 def score_rewrites(data: Collection, card: Card, rows: Sequence[Rewrite]) -> Floats:
