@@ -17,7 +17,7 @@ from hneurons.errors import NumericError
 from hneurons.models.load import StudyModel
 from hneurons.models.parts import FFN
 from hneurons.neurons.capture import capture
-from hneurons.neurons.cett import Passage, PooledExtractor, backbone, batches, token_contributions
+from hneurons.neurons.cett import Passage, PooledExtractor, backbone, batches
 from hneurons.types import REGIONS, Region
 
 
@@ -113,12 +113,6 @@ def test_only_the_regions_asked_for_in_their_order(llama: StudyModel):
     two = PooledExtractor(llama, [Region.PROMPT, Region.ANSWER])(batch)
     np.testing.assert_allclose(two[:, 0], every[:, list(REGIONS).index(Region.PROMPT)], rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(two[:, 1], every[:, list(REGIONS).index(Region.ANSWER)], rtol=1e-6, atol=1e-9)
-
-
-def test_token_contributions_of_a_silent_layer_are_zero():
-    z, h, norms = torch.ones(2, 3), torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.tensor([1.0, 5.0, 0.0])
-    expected = torch.tensor([[0.0, 0.0, 0.0], [0.2, 1.0, 0.0]])
-    torch.testing.assert_close(token_contributions(z, h, norms), expected)
 
 
 def test_a_layer_whose_output_is_zero_contributes_nothing():

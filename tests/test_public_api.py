@@ -11,6 +11,7 @@ PUBLIC = [
     "HNeuronsError",
     "IdentifySettings",
     "ImpactSettings",
+    "Monitor",
     "Question",
     "Run",
     "StudyModel",

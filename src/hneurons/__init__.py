@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hneurons.errors import HNeuronsError
     from hneurons.live.export import export
+    from hneurons.live.monitor import Monitor
     from hneurons.models.demo import pull
     from hneurons.models.load import StudyModel, load_model
     from hneurons.neurons.card import Card
@@ -38,6 +39,7 @@ _HOMES = {
     "HNeuronsError": "hneurons.errors",
     "IdentifySettings": "hneurons.settings",
     "ImpactSettings": "hneurons.settings",
+    "Monitor": "hneurons.live.monitor",
     "Question": "hneurons.types",
     "Run": "hneurons.results",
     "StudyModel": "hneurons.models.load",
@@ -58,6 +60,7 @@ __all__ = [
     "HNeuronsError",
     "IdentifySettings",
     "ImpactSettings",
+    "Monitor",
     "Question",
     "Run",
     "StudyModel",

@@ -17,6 +17,10 @@ HNeuronsError                   anything below; the command line prints it and e
 │   ├── RunMismatchError        the folder holds a run with other settings
 │   ├── RunLockedError          another process is writing to it
 │   └── StorageError            disk full, read-only or damaged
+├── ServiceError                a service that makes responses
+│   ├── BusyError               too many jobs wait
+│   ├── PromptTooLongError      a prompt leaves no room for a response
+│   └── ClosedError             it takes no more jobs
 └── MissingExtraError           an optional dependency is not installed
 """
 
@@ -98,6 +102,22 @@ class RunLockedError(RunError):
 
 class StorageError(RunError):
     """The disk is full, read-only or damaged."""
+
+
+class ServiceError(HNeuronsError):
+    """Something about a service that makes responses."""
+
+
+class BusyError(ServiceError):
+    """Too many jobs wait."""
+
+
+class PromptTooLongError(ServiceError):
+    """The prompt leaves no room for a response."""
+
+
+class ClosedError(ServiceError):
+    """The service takes no more jobs."""
 
 
 class MissingExtraError(HNeuronsError):

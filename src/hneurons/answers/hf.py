@@ -11,16 +11,14 @@ alpha of each of its rows, in the thread that makes the pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import DynamicCache
 
 from hneurons.answers.decoding import close_thinking, draw, part_rows
 from hneurons.answers.engine import Request, Sampling, uniforms
-from hneurons.answers.kvcache import allows_gaps, common_prefix, fork, is_recurrent, new_cache, padded, select
+from hneurons.answers.kvcache import fork, is_recurrent, new_cache, padded
+from hneurons.answers.prefill import Prefilled, Prompt, forward, prefill
 from hneurons.answers.text import decode, pieces
 from hneurons.answers.thinking import MARKS, Budget, Marks, left_open, thinking_tokens
 from hneurons.errors import NumericError, UnsupportedModelError, UsageError
@@ -28,25 +26,10 @@ from hneurons.models.load import StudyModel
 from hneurons.parallel import ordered, workers
 from hneurons.types import Response
 
-Prompt = tuple[float, tuple[int, ...]]
-"""What a row of a prefill is: alpha and token ids."""
-
 
 def usual_batch(device: torch.device) -> int:
     """Prompts that are prefilled together: a CPU is busy with few, spread over its workers; a GPU wants many."""
     return 64 if device.type == "cpu" else 256
-
-
-@dataclass
-class Prefilled:
-    """Prompts that went through the model, left-padded to one length: what decoding starts from."""
-
-    rows: dict[Prompt, int]
-    cache: DynamicCache
-    logits: Tensor
-    """Of the last prompt token: (rows, vocabulary)."""
-    mask: Tensor
-    """Attention mask: (rows, tokens)."""
 
 
 class HFEngine:
@@ -135,12 +118,12 @@ class HFEngine:
         ids, mask = padded([prompt], self.model.device)
         positions = mask.cumsum(-1) - 1
         self.turn([1.0])
-        whole = self._forward(ids, mask, positions, new_cache(self.model.model.config))
+        whole = forward(self.model, ids, mask, positions, new_cache(self.model.model.config))
         cache = new_cache(self.model.model.config)
-        self._forward(ids[:, :-1], mask[:, :-1], positions[:, :-1], cache)
+        forward(self.model, ids[:, :-1], mask[:, :-1], positions[:, :-1], cache)
         twice = torch.zeros(2, dtype=torch.long, device=ids.device)
         self.turn([1.0, 1.0])
-        last = self._forward(ids[twice, -1:], mask[twice], positions[twice, -1:], fork(cache, twice))
+        last = forward(self.model, ids[twice, -1:], mask[twice], positions[twice, -1:], fork(cache, twice))
         tolerance = 1e-3 if self.model.model.dtype in (torch.float32, torch.float64) else 0.1
         if not float((last - whole).norm()) <= tolerance * float(whole.norm()) * 2:
             raise UnsupportedModelError(
@@ -155,36 +138,8 @@ class HFEngine:
         if self.on_rows is not None:
             self.on_rows(alphas)
 
-    @torch.inference_mode()
     def _prefill(self, prompts: list[Prompt]) -> Prefilled:
-        # What all prompts begin with (the template's system turn) goes through the model once for each alpha.
-        cache = new_cache(self.model.model.config)
-        gaps = allows_gaps(self.model.model.config, cache)
-        texts = [ids for _, ids in prompts]
-        shared = common_prefix(texts) if len(prompts) > 1 and gaps else 0
-        if shared:
-            alphas = sorted({alpha for alpha, _ in prompts})
-            self.turn(alphas)
-            ids, mask = padded([texts[0][:shared]] * len(alphas), self.model.device)
-            self._forward(ids, mask, mask.cumsum(-1) - 1, cache)
-            select(cache, torch.tensor([alphas.index(alpha) for alpha, _ in prompts], device=ids.device))
-        self.turn([alpha for alpha, _ in prompts])
-        ids, mask = padded([text[shared:] for text in texts], self.model.device)
-        mask = torch.cat([mask.new_ones(len(prompts), shared), mask], dim=-1)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, shared:]
-        logits = self._forward(ids, mask, positions, cache)
-        return Prefilled({prompt: row for row, prompt in enumerate(prompts)}, cache, logits, mask)
-
-    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-        output = self.model.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return output.logits[:, -1].float()
+        return prefill(self.model, prompts, self.turn)
 
     @torch.inference_mode()
     def _decode(
@@ -242,7 +197,7 @@ class HFEngine:
                 turned = alphas
                 self.turn(turned)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
-            logits = self._forward(fed, mask, mask.sum(-1, keepdim=True) - 1, cache)
+            logits = forward(self.model, fed, mask, mask.sum(-1, keepdim=True) - 1, cache)
         return [self._response(request, tokens[i], logprobs[i], reasons[i], ends) for i, request in enumerate(requests)]
 
     def _piece(self, token: int) -> str:

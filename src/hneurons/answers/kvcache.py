@@ -40,6 +40,10 @@ class GrowingLayer(DynamicLayer):
         values[rows:more, :, :end] = values[parents, :, :end]
         self.keys, self.values = keys[:more, :, :end], values[:more, :, :end]
 
+    def lend(self, keys: Tensor, values: Tensor) -> None:
+        """Grow into this room, whose beginning is the present keys and values."""
+        self._spare = keys, values
+
     def reorder_cache(self, beam_idx: Any) -> None:
         """Keep these rows."""
         self._spare = None
@@ -97,6 +101,40 @@ def new_cache(config: Any) -> DynamicCache:
     # Only the plain kind is replaced: sliding windows and recurrent states keep their own layers.
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def merged(parts: list[tuple[DynamicCache, Tensor]], tokens: int) -> DynamicCache:
+    """A new cache of some rows of several, one after the other, with room to grow.
+
+    Args:
+        parts: caches whose layers are all `GrowingLayer`, each with the rows to take.
+        tokens: of the new cache: those at the end of each are kept, shorter ones get zeros before them, to be masked.
+    """
+    made = copy.copy(parts[0][0])
+    made.layers = []
+    for number in range(len(parts[0][0].layers)):
+        layers = [(cache.layers[number], rows) for cache, rows in parts]
+        new = GrowingLayer()
+        keys, values = (_stacked([(getattr(x, name), rows) for x, rows in layers], tokens) for name in ("keys", "values"))
+        new.lazy_initialization(keys, values)
+        new.keys, new.values = keys[:, :, :tokens], values[:, :, :tokens]
+        new.lend(keys, values)
+        made.layers.append(new)
+    return made
+
+
+def _stacked(parts: list[tuple[Tensor, Tensor]], tokens: int) -> Tensor:
+    like = parts[0][0]
+    count = sum(len(rows) for _, rows in parts)
+    room = like.new_empty((count, like.shape[1], tokens + ROOM, like.shape[-1]))
+    start = 0
+    for states, rows in parts:
+        own, length = room[start : start + len(rows)], min(tokens, states.shape[-2])
+        # Not left as they are: what is masked still meets a weight of 0, and 0 * NaN is NaN.
+        own[:, :, : tokens - length] = 0
+        own[:, :, tokens - length : tokens] = states[rows, :, states.shape[-2] - length :]
+        start += len(rows)
+    return room
 
 
 def is_recurrent(cache: DynamicCache) -> bool:

@@ -29,6 +29,7 @@ from hneurons.models.ffn import find_ffns, layout_of
 from hneurons.models.moe import RoutedFFN
 from hneurons.models.parts import FFN
 from hneurons.models.quiet import quiet_transformers
+from hneurons.models.templates import Turn, templated, untemplated
 from hneurons.runfolder import hash_file, hash_json
 
 CHOICES = f"Give a hub id, a folder, a .gguf file or a demo model ({', '.join(sorted(DEMO_MODELS))})."
@@ -123,23 +124,25 @@ class StudyModel:
         """
         if self.lead is not None and isinstance(said, str):
             return f"{self.lead}{said}\nAnswer:"
-        if not self.has_chat_template:
-            if isinstance(said, str):
-                return f"Question: {said}\nAnswer:"
-            lines = [f"{('User', 'Assistant')[n % 2]}: {turn.strip()}\n" for n, turn in enumerate(said)]
-            return "".join(lines) + "Assistant:"
+        if not self.has_chat_template and isinstance(said, str):
+            return f"Question: {said}\nAnswer:"
         turns = [said + ANSWER_ONLY] if isinstance(said, str) else said
-        template = str(self.tokenizer.chat_template)
-        options: dict[str, Any] = {name: self.thinking for name in ("enable_thinking", "thinking") if name in template}
-        messages = [{"role": ("user", "assistant")[n % 2], "content": turn} for n, turn in enumerate(turns)]
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
-        assert isinstance(text, str)
-        return text
+        return self.chat([{"role": ("user", "assistant")[n % 2], "content": turn} for n, turn in enumerate(turns)])
+
+    def chat(self, turns: Sequence[Turn]) -> str:
+        """The text the model continues as the assistant after a conversation."""
+        if not self.has_chat_template:
+            return untemplated(turns)
+        return templated(self.tokenizer, turns, thinking=self.thinking)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of what `prompt` or `chat` made; a chat template brings its own special tokens."""
+        made: Any = self.tokenizer(text, add_special_tokens=not self.has_chat_template)
+        return list(made["input_ids"])
 
     def prompt_ids(self, said: str | Sequence[str]) -> list[int]:
-        """Token ids of `prompt(said)`; a chat template brings its own special tokens."""
-        made: Any = self.tokenizer(self.prompt(said), add_special_tokens=not self.has_chat_template)
-        return list(made["input_ids"])
+        """Token ids of `prompt(said)`."""
+        return self.encode(self.prompt(said))
 
     def describe(self) -> dict[str, Any]:
         """What the manifest and the card record of the model."""

@@ -24,9 +24,14 @@ class Routed:
     call: Call
     shape: tuple[int, ...]
     """(batch, tokens), or (batch * tokens,) where the model lays them out so."""
+    unscaled: bool = False
+    """Whether `scale` is left out of z."""
 
     def pieces(self, only: Collection[int] | None = None) -> Iterator[Piece]:
         """What each expert did, computed as it is asked for; `only` some experts if given."""
+        if self.unscaled:
+            yield from self.ffn.pieces(self.call, only)
+            return
         for piece in self.ffn.pieces(self.call, only):
             factor = factors(self.ffn.down, piece.expert, piece.rows, len(self.call.hidden), self.ffn.expert_width)
             yield piece if factor is None else replace(piece, z=(piece.z * factor).to(piece.z.dtype))
@@ -40,7 +45,9 @@ the output of the whole layer. Models that lay batch and tokens out in one dimen
 
 
 @contextmanager
-def capture(ffns: Sequence[FFN], callback: Capture, *, every_thread: bool = False) -> Generator[None]:
+def capture(
+    ffns: Sequence[FFN], callback: Capture, *, every_thread: bool = False, unscaled: bool = False
+) -> Generator[None]:
     """Call `callback` with z and h of every FFN in each forward pass inside the block; hooks always come off.
 
     Args:
@@ -48,6 +55,7 @@ def capture(ffns: Sequence[FFN], callback: Capture, *, every_thread: bool = Fals
         callback: see `Capture`.
         every_thread: also passes of other threads, in which the callback then runs. Several workers may run the
             model at once: without this, only the passes of the thread that opened the block are seen.
+        unscaled: z as it is before the `scale` blocks around turn it; h is that of the turned neurons all the same.
     """
     owner = None if every_thread else threading.get_ident()
 
@@ -59,21 +67,36 @@ def capture(ffns: Sequence[FFN], callback: Capture, *, every_thread: bool = Fals
         groups: dict[tuple[int, ...], _Mixture] = {}
         for position, ffn in enumerate(ffns):
             if ffn.block is None:
-                handle = ffn.down.register_forward_hook(_dense_hook(position, ffn, call))
-                stack.callback(handle.remove)
+                _attach_dense(stack, position, ffn, call, unscaled)
             else:
                 key = tuple(id(block) for block in ffn.blocks)
-                groups.setdefault(key, _Mixture(ffn.blocks, call)).parts.append((position, ffn))
+                groups.setdefault(key, _Mixture(ffn.blocks, call, unscaled)).parts.append((position, ffn))
         for group in groups.values():
             group.attach(stack)
         yield
 
 
-def _dense_hook(position: int, ffn: FFN, callback: Capture) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-    def see(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        callback(position, ffn, inputs[0], output[0] if isinstance(output, tuple) else output)
+def _attach_dense(stack: ExitStack, position: int, ffn: FFN, callback: Capture, unscaled: bool) -> None:
+    before = _Raw()
 
-    return see
+    def note(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        before.z = inputs[0]
+
+    def see(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        z, before.z = (before.z if unscaled else inputs[0]), None
+        assert z is not None
+        callback(position, ffn, z, output[0] if isinstance(output, tuple) else output)
+
+    if unscaled:
+        # First of all hooks, so before those of `scale`, whichever block was opened first.
+        stack.callback(ffn.down.register_forward_pre_hook(note, prepend=True).remove)
+    stack.callback(ffn.down.register_forward_hook(see).remove)
+
+
+class _Raw(threading.local):
+    """z of the pass that is running in a thread."""
+
+    z: Tensor | None = None
 
 
 class _Seen(threading.local):
@@ -87,9 +110,10 @@ class _Seen(threading.local):
 class _Mixture:
     """The parts of one layer whose outputs add up to h, seen together once all have run."""
 
-    def __init__(self, blocks: tuple[nn.Module, ...], callback: Capture) -> None:
+    def __init__(self, blocks: tuple[nn.Module, ...], callback: Capture, unscaled: bool) -> None:
         self.blocks = blocks
         self.callback = callback
+        self.unscaled = unscaled
         self.parts: list[tuple[int, FFN]] = []
         self._seen = _Seen()
 
@@ -99,15 +123,19 @@ class _Mixture:
         stack.enter_context(replaceable(module for ffn in routed for module in ffn.replaced()))
         for position, ffn in self.parts:
             module = ffn.recorded if isinstance(ffn, RoutedFFN) else ffn.down
-            if module is not None:
+            if module is None:
+                continue
+            if self.unscaled:
+                handle = module.register_forward_pre_hook(self._record(position), with_kwargs=True, prepend=True)
+            else:
                 handle = module.register_forward_hook(self._record(position), with_kwargs=True)
-                stack.callback(handle.remove)
+            stack.callback(handle.remove)
         for number, block in enumerate(self.blocks):
             handle = block.register_forward_hook(self._finish(number), with_kwargs=True)
             stack.callback(handle.remove)
 
     def _record(self, position: int) -> Callable[..., None]:
-        def see(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any], __: Any) -> None:
+        def see(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any], *__: Any) -> None:
             if not probing():
                 self._seen.inputs[position] = (*args, *named.values())
 
@@ -140,7 +168,7 @@ class _Mixture:
                 weight = weights.get(ffn.path)
                 if isinstance(ffn, RoutedFFN):
                     call = Call((args, named), inputs.get(position, ()), weight)
-                    self.callback(position, ffn, Routed(ffn, call, shape), h)
+                    self.callback(position, ffn, Routed(ffn, call, shape, self.unscaled), h)
                     continue
                 z: Tensor = inputs[position][0]
                 z = z if weight is None else z.reshape(len(weight), -1) * weight[:, None]

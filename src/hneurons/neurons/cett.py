@@ -63,15 +63,6 @@ class Passage:
         }[region]
 
 
-def token_contributions(z: Tensor, h: Tensor, norms: Tensor) -> Tensor:
-    """CETT of every token: z (..., width), h (..., hidden), norms (width,) -> float32 (..., width).
-
-    A token whose h is exactly zero has contribution 0.
-    """
-    size = vector_norms(h, dim=-1)[..., None]
-    return torch.where(size > 0, z.abs().float() * norms / size, 0.0)
-
-
 @dataclass
 class _Batch:
     """What the hooks need to know of the forward pass that is running in their thread."""

@@ -1,0 +1,125 @@
+"""What a card's neurons say of every token while a model runs, and nothing else: gather first, multiply after.
+
+A probe is linear, so the score of a mean contribution is the mean of the tokens' scores: scores of single tokens are
+all that a monitor has to keep.
+
+z is taken before any `scale` block turns it. A neuron that is silenced would otherwise pull the score down because it
+is silenced, whatever the model is about to say; so the score says what the neurons would have added, given all that
+turning them has changed before them. h is the layer's output as it is.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hneurons.models.load import StudyModel
+from hneurons.models.parts import FFN
+from hneurons.models.weights import norms as vector_norms
+from hneurons.neurons.capture import Routed, capture
+from hneurons.neurons.card import Card
+
+See = Callable[[Tensor], None]
+"""Called after each forward pass with the terms of the score: (batch, tokens, the card's neurons), float64."""
+
+
+class _Part:
+    """The card's neurons in one FFN."""
+
+    def __init__(self, ffn: FFN, inside: Tensor) -> None:
+        self.ffn = ffn
+        self.inside = inside
+        self.norms = vector_norms(ffn.columns(inside), dim=0)
+
+    def magnitudes(self, z: Tensor | Routed) -> Tensor:
+        """|z| ||W_down[:, j]|| of the neurons: (batch * tokens, neurons), float32."""
+        if isinstance(z, Routed):
+            return self._routed(z)
+        self.inside = self.inside.to(z.device)
+        self.norms = self.norms.to(z.device)
+        return z.reshape(-1, z.shape[-1])[:, self.inside].abs().float() * self.norms
+
+    def _routed(self, z: Routed) -> Tensor:
+        found = torch.zeros(len(z.call.hidden), len(self.inside), device=z.call.hidden.device)
+        expert = self.inside // z.ffn.expert_width
+        norms = self.norms.to(found.device)
+        for piece in z.pieces(set(expert.tolist())):
+            mine = (expert == piece.expert).nonzero()[:, 0].to(found.device)
+            own = self.inside.to(found.device)[mine] - piece.expert * z.ffn.expert_width
+            size = (piece.z[:, own].float() * piece.weight.float()[:, None]).abs() * norms[mine]
+            found[piece.rows[:, None], mine] += size  # a token goes to an expert once
+        return found
+
+
+@contextmanager
+def watch(model: StudyModel, card: Card, see: See) -> Generator[None]:
+    """Call `see` after every forward pass that this thread makes inside the block; hooks always come off.
+
+    The terms of a token, summed, and the probe's intercept are its score. The pass of a token comes after it was
+    drawn: a generated token's score is known one step later.
+
+    Raises:
+        CardError: the card is of another model.
+    """
+    card.check_fits(model.describe())
+    parts: dict[int, _Part] = {}
+    places: list[int] = []
+    for position, mine, inside in model.parts_with(card.columns):
+        parts[position] = _Part(model.ffns[position], torch.from_numpy(inside))
+        places += mine.tolist()
+    order = torch.from_numpy(np.argsort(places))  # from the order of the parts to that of the card
+    weights = torch.from_numpy(card.weights)
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    owner = threading.get_ident()
+    shape: list[int] = []
+
+    def begin(_: Any, inputs: tuple[Any, ...]) -> None:
+        if threading.get_ident() != owner or not inputs:
+            return
+        found.clear()  # of a pass that failed
+        shape[:] = inputs[0].shape
+        if not parts:
+            see(torch.zeros(*shape, 0, dtype=torch.float64))
+
+    def collect(number: int, ffn: FFN, z: Tensor | Routed, h: Tensor) -> None:
+        del ffn
+        part = parts.get(seen[number])
+        if part is None:
+            return
+        if h.dim() == 3:  # also where no token ids were embedded
+            shape[:] = h.shape[:2]
+        found[seen[number]] = part.magnitudes(z), vector_norms(h.reshape(-1, h.shape[-1]), dim=-1)
+        if len(found) == len(parts):
+            finish()
+
+    def finish() -> None:
+        passes = [found.pop(position) for position in sorted(parts)]
+        device = passes[0][0].device
+        # A token whose h is exactly zero has contribution 0.
+        shares = [
+            torch.where(size > 0, magnitude / size, 0.0).to(device)
+            for magnitude, size in ((magnitude, size[:, None]) for magnitude, size in passes)
+        ]
+        terms = torch.cat(shares, dim=-1)[:, order.to(device)].double() * weights.to(device)
+        see(terms.reshape(*shape, -1))
+
+    # Parts of one mixture are seen together: only so it is known what each of them adds to h.
+    mixed = {id(block) for position in parts for block in model.ffns[position].blocks}
+    seen = [
+        position
+        for position, ffn in enumerate(model.ffns)
+        if position in parts or any(id(block) in mixed for block in ffn.blocks)
+    ]
+    embedding: Any = model.model.get_input_embeddings()
+    hook = embedding.register_forward_pre_hook(begin)
+    try:
+        with capture([model.ffns[position] for position in seen], collect, unscaled=True):
+            yield
+    finally:
+        hook.remove()
