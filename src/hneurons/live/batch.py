@@ -29,7 +29,6 @@ from hneurons.live.jobs import Token
 from hneurons.live.monitor import Monitor
 from hneurons.live.row import Row, uniforms
 from hneurons.neurons.scaling import scale
-from hneurons.neurons.watch import watch
 
 PREFILL_TOKENS = 2048
 """Of prompts that go through the model together; rows that are being made wait for them."""
@@ -70,17 +69,26 @@ class Batch:
         self._merges = allows_gaps(self.model.model.config, new_cache(self.model.model.config))
         self._terms: list[Tensor] = []
         self._again: list[Row] = []
-        self._stack = ExitStack()
+        self._stack, self._watching = ExitStack(), ExitStack()
+        self._watched = False
         self._pieces: dict[int, str] = {}
 
     def __enter__(self) -> Batch:
         # Ones, not one: the dial is to be turned.
         self._dial = self._stack.enter_context(scale(self.model, self.monitor.card, torch.ones(1)))
-        self._stack.enter_context(watch(self.model, self.monitor.card, self._terms.append))
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._watching.close()
         self._stack.close()
+
+    def _watch(self, wanted: bool) -> None:
+        """Hooks are set while some row wants its risk, so that without one they cost nothing."""
+        if wanted != self._watched:
+            self._watched = wanted
+            self._watching.close()
+            if wanted:
+                self._watching.enter_context(self.monitor.watcher.on(self._terms.append))
 
     @property
     def rows(self) -> list[Row]:
@@ -91,6 +99,7 @@ class Batch:
     def step(self, new: Sequence[Row] = ()) -> None:
         """Take new rows in, and give every row its next token."""
         self._again += new
+        self._watch(any(row.watched for row in self.rows))
         for rows in self._groups(self._again):
             self._join(rows)
             self._again = [row for row in self._again if row not in rows]
@@ -185,11 +194,11 @@ class Batch:
                 row.drawn(Token(len(row.said), token, self._piece(token), logprob, top), self._ends)
 
     def _read(self, lane: Lane) -> None:
-        terms = self._terms.pop()[:, -1]
-        self._terms.clear()
         watched = [(place, row) for place, row in lane.alive if row.watched]
         if not watched:
             return
+        terms = self._terms.pop()[:, -1]
+        self._terms.clear()
         own = terms[torch.tensor([place for place, _ in watched], device=terms.device)].cpu()
         marks = self.monitor.marks(own, [row.before for _, row in watched])
         for (_, row), each, mark in zip(watched, own, marks, strict=True):

@@ -28,7 +28,7 @@ from hneurons.models.load import StudyModel, as_study_model
 from hneurons.neurons.card import Card
 from hneurons.neurons.cett import backbone, batches
 from hneurons.neurons.scaling import scale
-from hneurons.neurons.watch import watch
+from hneurons.neurons.watch import Watcher
 from hneurons.types import NeuronId, Span
 
 Floats = NDArray[np.float64]
@@ -87,7 +87,7 @@ class Monitor:
         if not 0 <= self.threshold <= 1:
             raise UsageError(f"The threshold must be a risk between 0 and 1, not {self.threshold:g}.")
         self.top = top
-        card.check_fits(self.model.describe())
+        self.watcher = Watcher(self.model, card)
         self._ids = [neuron.id for neuron in card.neurons]
         self._finder = RuleSpanFinder()
 
@@ -151,7 +151,7 @@ class Monitor:
     def watch(self) -> Generator[Gauge]:
         """Watch whatever runs the model in this thread inside the block: `generate`, a loop of one's own, a pass."""
         gauge = Gauge(self)
-        with watch(self.model, self.card, gauge.passes.append):
+        with self.watcher.on(gauge.passes.append):
             yield gauge
 
     def score(self, prompt: Prompt, response: str) -> Reading | None:
@@ -173,7 +173,7 @@ class Monitor:
         """
         turns = [(as_messages(prompt), response) for prompt, response in pairs]
         given = [(question_of(asked), chat_text(self.model, asked), response) for asked, response in turns]
-        ids = [(self.model.encode(prompt), self._tokens(response)) for _, prompt, response in given]
+        ids = [(self.model.encode(prompt), self.tokens(response)) for _, prompt, response in given]
         context = context_of(self.model)
         for asked, said in ids:
             if len(asked) + len(said) > context:
@@ -216,7 +216,8 @@ class Monitor:
         with BatchService(self.model, self.card, threshold=self.threshold, top=self.top) as service:
             yield from events(service, Job(as_messages(prompt), **options))
 
-    def _tokens(self, response: str) -> list[int]:
+    def tokens(self, response: str) -> list[int]:
+        """Tokens of a given response."""
         made: Any = self.model.tokenizer(response, add_special_tokens=False)
         return list(made["input_ids"])
 

@@ -11,8 +11,8 @@ turning them has changed before them. h is the layer's output as it is.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -57,69 +57,80 @@ class _Part:
         return found
 
 
-@contextmanager
-def watch(model: StudyModel, card: Card, see: See) -> Generator[None]:
-    """Call `see` after every forward pass that this thread makes inside the block; hooks always come off.
-
-    The terms of a token, summed, and the probe's intercept are its score. The pass of a token comes after it was
-    drawn: a generated token's score is known one step later.
+class Watcher:
+    """Watches a card's neurons; made once for a model, used as often as one likes.
 
     Raises:
         CardError: the card is of another model.
     """
-    card.check_fits(model.describe())
-    parts: dict[int, _Part] = {}
-    places: list[int] = []
-    for position, mine, inside in model.parts_with(card.columns):
-        parts[position] = _Part(model.ffns[position], torch.from_numpy(inside))
-        places += mine.tolist()
-    order = torch.from_numpy(np.argsort(places))  # from the order of the parts to that of the card
-    weights = torch.from_numpy(card.weights)
-    found: dict[int, tuple[Tensor, Tensor]] = {}
-    owner = threading.get_ident()
-    shape: list[int] = []
 
-    def begin(_: Any, inputs: tuple[Any, ...]) -> None:
-        if threading.get_ident() != owner or not inputs:
-            return
-        found.clear()  # of a pass that failed
-        shape[:] = inputs[0].shape
-        if not parts:
-            see(torch.zeros(*shape, 0, dtype=torch.float64))
+    def __init__(self, model: StudyModel, card: Card) -> None:
+        card.check_fits(model.describe())
+        self._embedding: Any = model.model.get_input_embeddings()
+        self._parts: dict[int, _Part] = {}
+        places: list[int] = []
+        for position, mine, inside in model.parts_with(card.columns):
+            self._parts[position] = _Part(model.ffns[position], torch.from_numpy(inside))
+            places += mine.tolist()
+        self._order = torch.from_numpy(np.argsort(places))  # from the order of the parts to that of the card
+        self._weights = torch.from_numpy(card.weights)
+        # Parts of one mixture are seen together: only so it is known what each of them adds to h.
+        mixed = {id(block) for position in self._parts for block in model.ffns[position].blocks}
+        self._seen = {
+            position: ffn
+            for position, ffn in enumerate(model.ffns)
+            if position in self._parts or any(id(block) in mixed for block in ffn.blocks)
+        }
 
-    def collect(number: int, ffn: FFN, z: Tensor | Routed, h: Tensor) -> None:
-        del ffn
-        part = parts.get(seen[number])
-        if part is None:
-            return
-        if h.dim() == 3:  # also where no token ids were embedded
-            shape[:] = h.shape[:2]
-        found[seen[number]] = part.magnitudes(z), vector_norms(h.reshape(-1, h.shape[-1]), dim=-1)
-        if len(found) == len(parts):
-            finish()
+    @contextmanager
+    def on(self, see: See) -> Generator[None]:
+        """Call `see` after every forward pass that this thread makes inside the block; hooks always come off.
 
-    def finish() -> None:
-        passes = [found.pop(position) for position in sorted(parts)]
+        The terms of a token, summed, and the probe's intercept are its score. The pass of a token comes after it was
+        drawn: a generated token's score is known one step later.
+        """
+        owner = threading.get_ident()
+        positions = list(self._seen)
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        shape: list[int] = []
+
+        def begin(_: Any, inputs: tuple[Any, ...]) -> None:
+            if threading.get_ident() != owner or not inputs:
+                return
+            found.clear()  # of a pass that failed
+            shape[:] = inputs[0].shape
+            if not self._parts:
+                see(torch.zeros(*shape, 0, dtype=torch.float64))
+
+        def collect(number: int, ffn: FFN, z: Tensor | Routed, h: Tensor) -> None:
+            del ffn
+            part = self._parts.get(positions[number])
+            if part is None:
+                return
+            if h.dim() == 3:  # also where no token ids were embedded
+                shape[:] = h.shape[:2]
+            found[positions[number]] = part.magnitudes(z), vector_norms(h.reshape(-1, h.shape[-1]), dim=-1)
+            if len(found) == len(self._parts):
+                see(self._terms([found.pop(position) for position in sorted(found)]).reshape(*shape, -1))
+
+        hook = self._embedding.register_forward_pre_hook(begin)
+        try:
+            with capture(list(self._seen.values()), collect, unscaled=True):
+                yield
+        finally:
+            hook.remove()
+
+    def _terms(self, passes: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Weight times contribution of every neuron, in the order of the card: (batch * tokens, neurons)."""
         device = passes[0][0].device
         # A token whose h is exactly zero has contribution 0.
         shares = [
             torch.where(size > 0, magnitude / size, 0.0).to(device)
             for magnitude, size in ((magnitude, size[:, None]) for magnitude, size in passes)
         ]
-        terms = torch.cat(shares, dim=-1)[:, order.to(device)].double() * weights.to(device)
-        see(terms.reshape(*shape, -1))
+        return torch.cat(shares, dim=-1)[:, self._order.to(device)].double() * self._weights.to(device)
 
-    # Parts of one mixture are seen together: only so it is known what each of them adds to h.
-    mixed = {id(block) for position in parts for block in model.ffns[position].blocks}
-    seen = [
-        position
-        for position, ffn in enumerate(model.ffns)
-        if position in parts or any(id(block) in mixed for block in ffn.blocks)
-    ]
-    embedding: Any = model.model.get_input_embeddings()
-    hook = embedding.register_forward_pre_hook(begin)
-    try:
-        with capture([model.ffns[position] for position in seen], collect, unscaled=True):
-            yield
-    finally:
-        hook.remove()
+
+def watch(model: StudyModel, card: Card, see: See) -> AbstractContextManager[None]:
+    """`Watcher.on` for one block."""
+    return Watcher(model, card).on(see)
