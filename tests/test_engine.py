@@ -356,3 +356,28 @@ def test_a_character_belongs_to_the_token_that_completes_it(llama: StudyModel):
 def test_end_of_turn_tokens_write_nothing(llama: StudyModel):
     assert token_offsets(llama, (2,), "") == [(0, 0)]
     assert token_offsets(llama, (), "") == []
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3"])
+def test_the_few_that_are_left_go_together_wherever_they_were_prefilled(kind: str):
+    model = tiny.study(kind, double=True)
+    sampling = Sampling(0.6, max_new_tokens=6, seed=2)
+    alone = {
+        (r.question_id, r.sample): r for request in requests(2) for r in HFEngine(model).sample([request], sampling)
+    }
+    engine = HFEngine(model, prompts_a_batch=2)
+    first = engine.sample([request for request in requests(2) if request.sample == 0], sampling)
+    rows: list[int] = []
+
+    def count(_: Any, inputs: tuple[Tensor, ...]) -> None:
+        rows.append(len(inputs[0]))
+
+    hook = model.model.get_input_embeddings().register_forward_pre_hook(count)
+    second = engine.sample([request for request in requests(2) if request.sample == 1], sampling)
+    hook.remove()
+    for response in (*first, *second):
+        expected = alone[response.question_id, response.sample]
+        assert response.token_ids == expected.token_ids
+        np.testing.assert_allclose(response.logprobs, expected.logprobs, atol=1e-6)
+    # Plain caches can be joined; a sliding window can't.
+    assert (max(rows) > 2) == (kind != "gemma3")

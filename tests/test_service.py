@@ -364,6 +364,23 @@ def test_a_failing_pass_fails_its_rows_and_the_service_goes_on(caplog: pytest.Lo
     assert "secret internals" in caplog.text
 
 
+def test_a_listener_that_fails_ends_its_own_row_alone(caplog: pytest.LogCaptureFixture):
+    heard: list[Event] = []
+
+    def fail(event: Event) -> None:
+        heard.append(event)
+        raise RuntimeError("the loop is closed")
+
+    with service() as made:
+        made.submit(ask("Who?", max_tokens=200, seed=1), fail)
+        other = done(run(made, [ask("When?", max_tokens=12)])[0])
+        assert _soon(lambda: made.running == 0)
+    assert other.completion_tokens == 12 or other.reason == "stop"
+    assert len(heard) <= 4  # what its first step said, and the end
+    assert isinstance(heard[-1], Done)
+    assert "the loop is closed" in caplog.text
+
+
 def test_nan_fails_the_row_that_has_it():
     with service() as made:
         network: Any = made.monitor.model.model

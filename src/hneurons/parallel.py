@@ -28,9 +28,15 @@ def worker_count(device: torch.device) -> int:
 
 
 @contextmanager
-def workers(device: torch.device, *, alone: bool = False) -> Generator[ThreadPoolExecutor]:
-    """A pool of workers that share the CPU's threads, or one; tasks not begun are dropped when the block fails."""
-    count = 1 if alone else worker_count(device)
+def workers(device: torch.device, *, alone: bool = False, tasks: int | None = None) -> Generator[ThreadPoolExecutor]:
+    """A pool of workers that share the CPU's threads; tasks not begun are dropped when the block fails.
+
+    Args:
+        device: where the work is done.
+        alone: one worker.
+        tasks: how many there will be: no more workers than that, each with more threads.
+    """
+    count = 1 if alone else min(worker_count(device), tasks or MOST_WORKERS)
     threads = max(1, torch.get_num_threads() // count)
     # PyTorch keeps the number of threads per calling thread, so the caller's own stays as it was.
     pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(threads,))

@@ -14,10 +14,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
+from transformers import DynamicCache
 
 from hneurons.answers.decoding import close_thinking, draw, part_rows
 from hneurons.answers.engine import Request, Sampling, uniforms
-from hneurons.answers.kvcache import fork, is_recurrent, new_cache, padded
+from hneurons.answers.kvcache import aligned, allows_gaps, fork, is_recurrent, merged, new_cache, padded
 from hneurons.answers.prefill import Prefilled, Prompt, forward, prefill
 from hneurons.answers.text import decode, pieces
 from hneurons.answers.thinking import MARKS, Budget, Marks, left_open, thinking_tokens
@@ -25,6 +27,9 @@ from hneurons.errors import NumericError, UnsupportedModelError, UsageError
 from hneurons.models.load import StudyModel
 from hneurons.parallel import ordered, workers
 from hneurons.types import Response
+
+FEW_ROWS = 64
+"""Prompts that are sampled in one batch even if they were prefilled in several."""
 
 
 def usual_batch(device: torch.device) -> int:
@@ -59,7 +64,8 @@ class HFEngine:
         self._pieces: dict[int, str] = {}
         self._raw_pieces: dict[int, str] = {}
         self._opened: dict[str | tuple[str, ...], Marks | None] = {}
-        self._recurrent = is_recurrent(new_cache(model.model.config))
+        cache = new_cache(model.model.config)
+        self._recurrent, self._merges = is_recurrent(cache), allows_gaps(model.model.config, cache)
         self._checked = False
 
     def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
@@ -79,33 +85,45 @@ class HFEngine:
         responses: dict[int, Response] = {}
         if self._recurrent and prompts and not self._checked:
             self._check_state(prompts[0][1])
-        with workers(self.model.device, alone=self.model.is_moved) as pool:
-            if any(prompt not in self._prefilled for prompt in prompts):
-                self._prefilled = {}  # free the old ones before the new ones are made
-                groups = self._groups(list(dict.fromkeys(prompts)))
+        alone = self.model.is_moved
+        if any(prompt not in self._prefilled for prompt in prompts):
+            self._prefilled = {}  # free the old ones before the new ones are made
+            groups = self._groups(list(dict.fromkeys(prompts)))
+            with workers(self.model.device, alone=alone, tasks=len(groups)) as pool:
                 for made in ordered(pool, self._prefill, groups, ahead=len(groups)):
                     self._prefilled.update(dict.fromkeys(made.rows, made))
-            by_batch: dict[int, list[int]] = {}
-            for position, prompt in enumerate(prompts):
-                by_batch.setdefault(id(self._prefilled[prompt]), []).append(position)
-            tasks = [
-                part[start : start + self.max_rows]
-                for part in by_batch.values()
-                for start in range(0, len(part), self.max_rows)
-            ]
+        tasks = self._tasks(prompts)
 
-            def decode_part(part: list[int]) -> list[Response]:
-                own = [prompts[position] for position in part]
-                return self._decode(self._prefilled[own[0]], own, [requests[position] for position in part], sampling)
+        def decode_part(part: list[int]) -> list[Response]:
+            return self._decode([prompts[position] for position in part], [requests[p] for p in part], sampling)
 
+        with workers(self.model.device, alone=alone, tasks=len(tasks)) as pool:
             for part, made in zip(tasks, ordered(pool, decode_part, tasks), strict=True):
                 responses.update(zip(part, made, strict=True))
         return [responses[position] for position in range(len(requests))]
 
+    def _tasks(self, prompts: list[Prompt]) -> list[list[int]]:
+        """Positions of the requests that are sampled together.
+
+        A step with few rows takes as long as its weights take to be read, so the few that are left in later rounds go
+        together, whichever batch their prompts were in.
+        """
+        by_batch: dict[int, list[int]] = {}
+        for position, prompt in enumerate(prompts):
+            by_batch.setdefault(id(self._prefilled[prompt]), []).append(position)
+        if self._merges and len({*prompts}) <= FEW_ROWS:
+            by_batch = {0: [position for part in by_batch.values() for position in part]}
+        return [
+            part[start : start + self.max_rows]
+            for part in by_batch.values()
+            for start in range(0, len(part), self.max_rows)
+        ]
+
     def _groups(self, prompts: list[Prompt]) -> list[list[Prompt]]:
-        """Prompts that are prefilled together; of one length where a recurrent state would run through padding."""
+        """Prompts that are prefilled together, of similar length; of the same one where a recurrent state would run
+        through padding."""
         kinds: dict[int, list[Prompt]] = {}
-        for prompt in prompts:
+        for prompt in sorted(prompts, key=lambda prompt: len(prompt[1])):
             kinds.setdefault(len(prompt[1]) if self._recurrent else 0, []).append(prompt)
         size = self.prompts_a_batch
         return [kind[i : i + size] for kind in kinds.values() for i in range(0, len(kind), size)]
@@ -142,14 +160,9 @@ class HFEngine:
         return prefill(self.model, prompts, self.turn)
 
     @torch.inference_mode()
-    def _decode(
-        self, start: Prefilled, prompts: list[Prompt], requests: Sequence[Request], sampling: Sampling
-    ) -> list[Response]:
+    def _decode(self, prompts: list[Prompt], requests: Sequence[Request], sampling: Sampling) -> list[Response]:
         """Responses to `requests`. Samples of one prompt share a row of the batch until they draw different tokens."""
-        distinct = list(dict.fromkeys(prompts))
-        pick = torch.tensor([start.rows[prompt] for prompt in distinct], device=start.mask.device)
-        cache = fork(start.cache, pick)
-        logits, mask = start.logits[pick], start.mask[pick]
+        place, cache, mask, logits = self._start(list(dict.fromkeys(prompts)))
         random = torch.from_numpy(np.stack([uniforms(sampling, request) for request in requests]))
         budgets = self._budgets(requests, sampling)
         ends = set(self.model.end_ids)
@@ -157,7 +170,6 @@ class HFEngine:
         logprobs: list[list[float]] = [[] for _ in requests]
         reasons = ["length"] * len(requests)
         alive = list(range(len(requests)))  # the requests that go on
-        place = {prompt: row for row, prompt in enumerate(distinct)}
         rows = [place[prompt] for prompt in prompts]  # and the row of the batch each of them is in
         turned: list[float] = []
         for step in range(sampling.steps):
@@ -199,6 +211,24 @@ class HFEngine:
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
             logits = forward(self.model, fed, mask, mask.sum(-1, keepdim=True) - 1, cache)
         return [self._response(request, tokens[i], logprobs[i], reasons[i], ends) for i, request in enumerate(requests)]
+
+    def _start(self, prompts: list[Prompt]) -> tuple[dict[Prompt, int], DynamicCache, Tensor, Tensor]:
+        """The row of each prompt, and cache, mask and logits of those rows, from wherever they were prefilled."""
+        batches: dict[int, tuple[Prefilled, list[Prompt]]] = {}
+        for prompt in prompts:
+            made = self._prefilled[prompt]
+            batches.setdefault(id(made), (made, []))[1].append(prompt)
+        place = {prompt: row for row, prompt in enumerate(p for _, own in batches.values() for p in own)}
+        picks = [
+            (made, torch.tensor([made.rows[prompt] for prompt in own], device=made.mask.device))
+            for made, own in batches.values()
+        ]
+        logits = torch.cat([made.logits[rows] for made, rows in picks])
+        if len(picks) == 1:
+            made, rows = picks[0]
+            return place, fork(made.cache, rows), made.mask[rows], logits
+        mask = aligned([made.mask[rows] for made, rows in picks])
+        return place, merged([(made.cache, rows) for made, rows in picks], mask.shape[1]), mask, logits
 
     def _piece(self, token: int) -> str:
         if token not in self._pieces:

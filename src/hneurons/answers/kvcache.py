@@ -113,14 +113,23 @@ def merged(parts: list[tuple[DynamicCache, Tensor]], tokens: int) -> DynamicCach
     made = copy.copy(parts[0][0])
     made.layers = []
     for number in range(len(parts[0][0].layers)):
-        layers = [(cache.layers[number], rows) for cache, rows in parts]
+        layers: list[tuple[Any, Tensor]] = [(cache.layers[number], rows) for cache, rows in parts]
         new = GrowingLayer()
-        keys, values = (_stacked([(getattr(x, name), rows) for x, rows in layers], tokens) for name in ("keys", "values"))
+        keys, values = (
+            _stacked([(getattr(x, name), rows) for x, rows in layers], tokens) for name in ("keys", "values")
+        )
         new.lazy_initialization(keys, values)
         new.keys, new.values = keys[:, :, :tokens], values[:, :, :tokens]
         new.lend(keys, values)
         made.layers.append(new)
     return made
+
+
+def aligned(masks: list[Tensor]) -> Tensor:
+    """Masks one above the other, right-aligned, without columns before the first token of any row."""
+    width = max(mask.shape[1] for mask in masks)
+    both = torch.cat([torch.nn.functional.pad(mask, (width - mask.shape[1], 0)) for mask in masks])
+    return both[:, int(both.any(dim=0).long().argmax()) :]
 
 
 def _stacked(parts: list[tuple[Tensor, Tensor]], tokens: int) -> Tensor:

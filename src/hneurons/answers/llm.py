@@ -117,6 +117,11 @@ class LLMClient:
         self._cache = ReplyCache(cache, where.model)
         self._lock = threading.Lock()
 
+    @property
+    def name(self) -> str:
+        """`llm:` and the model's name, by which a run records whoever asks it."""
+        return f"llm:{self.where.model}"
+
     def __enter__(self) -> LLMClient:
         return self
 

@@ -82,12 +82,8 @@ That does not occur in the response. Copy a part of "response" character for cha
 the JSON object."""
 
 
-class LLMJudge:
-    """Grades responses with a language model. A `Judge` and a `BatchJudge`.
-
-    UNPARSABLE stands for a blank response, which isn't sent, and for replies that never fit the schema, which
-    `client.counts.unparsable` counts. On a question without accepted answers it can't say CORRECT.
-    """
+class _Asks:
+    """Something that asks a language model, and is called after it."""
 
     def __init__(self, client: LLMClient) -> None:
         self.client = client
@@ -95,7 +91,15 @@ class LLMJudge:
     @property
     def name(self) -> str:
         """`llm:` and the model's name."""
-        return f"llm:{self.client.where.model}"
+        return self.client.name
+
+
+class LLMJudge(_Asks):
+    """Grades responses with a language model. A `Judge` and a `BatchJudge`.
+
+    UNPARSABLE stands for a blank response, which isn't sent, and for replies that never fit the schema, which
+    `client.counts.unparsable` counts. On a question without accepted answers it can't say CORRECT.
+    """
 
     def describe(self) -> Json:
         """What the verdicts depend on, for the manifest of a run."""
@@ -131,21 +135,13 @@ def _verdict(reply: BaseModel | None) -> Verdict:
     return Verdict(cast("Graded", reply).verdict) if reply else Verdict.UNPARSABLE
 
 
-class LLMSpanFinder:
+class LLMSpanFinder(_Asks):
     """Marks answers with a language model that quotes them. A `SpanFinder` and a `BatchSpanFinder`.
 
     A quote is aligned to the response (`align`); one that doesn't occur there is asked for once more. None stands for a
     response without an answer, for quotes that don't occur, and for replies that never fit the schema
     (`client.counts.unparsable`).
     """
-
-    def __init__(self, client: LLMClient) -> None:
-        self.client = client
-
-    @property
-    def name(self) -> str:
-        """`llm:` and the model's name."""
-        return f"llm:{self.client.where.model}"
 
     def describe(self) -> Json:
         """What the spans depend on, for the manifest of a run."""
@@ -180,7 +176,7 @@ def _span_ask(question: str, response: str) -> Ask:
 
 def _describe(client: LLMClient, *prompts: str) -> Json:
     return {
-        "name": f"llm:{client.where.model}",
+        "name": client.name,
         "temperature": client.where.temperature,
         "prompts": hash_json(prompts),
     }

@@ -22,7 +22,7 @@ from transformers import DynamicCache
 
 from hneurons.answers.decoding import draw
 from hneurons.answers.engine import Sampling
-from hneurons.answers.kvcache import allows_gaps, fork, merged, new_cache, select
+from hneurons.answers.kvcache import aligned, allows_gaps, fork, merged, new_cache, select
 from hneurons.answers.prefill import Prompt, forward, prefill
 from hneurons.answers.text import decode
 from hneurons.live.jobs import Token
@@ -139,7 +139,7 @@ class Batch:
         lane = self.lanes[0]
         alive = lane.alive
         keep = torch.tensor([place for place, _ in alive], device=mask.device, dtype=torch.long)
-        both = _aligned(lane.mask[keep], mask)
+        both = aligned([lane.mask[keep], mask])
         lane.cache = merged([(lane.cache, keep), (started.cache, pick)], both.shape[1])
         lane.mask = both
         lane.logits = torch.cat([lane.logits[keep], logits])
@@ -218,11 +218,3 @@ class Batch:
         if token not in self._pieces:
             self._pieces[token] = decode(self.model, [token])
         return self._pieces[token]
-
-
-def _aligned(first: Tensor, second: Tensor) -> Tensor:
-    """Two masks one above the other, right-aligned, without columns before the first token of any row."""
-    width = max(first.shape[1], second.shape[1])
-    both = torch.cat([torch.nn.functional.pad(m, (width - m.shape[1], 0)) for m in (first, second)])
-    begin = int(both.any(dim=0).long().argmax())
-    return both[:, begin:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Sequence
 
@@ -17,6 +18,7 @@ from hneurons.live.prompts import question_of
 from hneurons.live.textstream import TextStream
 
 SECOND_SEED = 0x5EC0
+log = logging.getLogger("hneurons.live")
 
 
 class Row:
@@ -48,7 +50,7 @@ class Row:
         self.watched = job.monitor or job.policy is not None
         """Whether its risk is wanted."""
         self._drawn = 0  # of a first try
-        self._first: tuple[Reading | None, str] | None = None
+        self._first: Reading | None = None  # of a first try that was risky
         self._seed = job.seed if job.seed is not None else secrets.randbits(63)
         self._begin(self._seed)
 
@@ -127,13 +129,13 @@ class Row:
         count = self._drawn + len(self.said) + self._ended
         policy, first = self.job.policy, self._first
         if first is not None:
-            return self._done(self._stream.text, first[0], count, self.alpha, "regenerate")
+            return self._done(self._stream.text, first, count, self.alpha, "regenerate")
         acted = policy if policy is not None and reading is not None and reading.flagged else None
         if acted and acted.action == "abstain":
             self._say(Piece(acted.text))
             return self._done(acted.text, reading, count, self.alpha, "abstain")
         if acted and acted.action == "regenerate":
-            self._first = (reading, self._stream.text)
+            self._first = reading
             self._drawn, self.alpha = count, acted.alpha
             self._begin(self._seed ^ SECOND_SEED)
             return False
@@ -147,10 +149,9 @@ class Row:
         """End it where it is."""
         if not self.over:
             text = "" if self.holds else self._stream.text
-            reading = None if self._first is None else self._first[0]
             count = self._drawn + len(self.said) + self._ended
             self.over = True
-            self._say(Done(text, "cancelled", len(self.ids), count, reading, self.alpha))
+            self._say(Done(text, "cancelled", len(self.ids), count, self._first, self.alpha))
 
     def fail(self, message: str) -> None:
         """Say that it can't be made."""
@@ -170,15 +171,14 @@ class Row:
         return self.monitor.threshold if policy is None or policy.threshold is None else policy.threshold
 
     def _reading(self) -> Reading | None:
-        if not self.watched or not self._terms:
-            return None
         count = len(self._terms)
         while self._stream.stopped and count and len(self._decode(self.said[: count - 1])) >= len(self._stream.text):
             count -= 1  # what wrote the stop string alone is no part of the response
-        return self.monitor.reading(
-            self._question, self.said[:count], torch.stack(self._terms[:count]), opened=self._opened,
-            threshold=self._threshold,
-        ) if count else None  # fmt: skip
+        if not count:
+            return None
+        terms = torch.stack(self._terms[:count])
+        said = self.said[:count]
+        return self.monitor.reading(self._question, said, terms, opened=self._opened, threshold=self._threshold)
 
     def _decode(self, ids: Sequence[int]) -> str:
         return decode(self.monitor.model, ids)
@@ -190,7 +190,12 @@ class Row:
             self._say(piece)
 
     def _say(self, event: Event) -> None:
-        self._listener(event)
+        try:
+            self._listener(event)
+        except Exception:
+            # Whoever listens must not bring down the rows of others: a closed connection is this row's end alone.
+            log.exception("A listener failed")
+            self.cancelled = True
 
 
 def uniforms(rows: Sequence[Row]) -> Tensor:
