@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -106,28 +107,10 @@ class FeatureStore:
     def raw(
         self, region: Region, rows: Sequence[int] | NDArray[np.intp], columns: ArrayLike | None = None
     ) -> NDArray[np.float16]:
-        """Those rows as they are stored, `SCALE` times the contributions: (rows, neurons), or (rows, columns).
-
-        They are read, not mapped: pages of a mapped file of many gigabytes would count as this process's memory.
-        """
-        array, wanted = self._arrays[region], np.asarray(rows, dtype=np.intp)
-        picks = None if columns is None else np.asarray(columns, dtype=np.intp)
-        if picks is not None and len(picks) > 1 and (np.diff(picks) == 1).all():
-            runs, picks, width = [(int(picks[0]), int(picks[-1]) + 1, picks)], None, len(picks)
-        else:
-            runs = [(0, self.neurons, np.zeros(0, np.intp))] if picks is None else _runs(picks)
-            width = self.neurons if picks is None else len(picks)
-        out = np.empty((len(wanted), width), dtype=np.float16)
-        buffer = np.empty(max((end - first for first, end, _ in runs), default=0), np.float16)
-        with (self.folder / f"{region}.npy").open("rb", buffering=0) as file:
-            for place, row in enumerate(wanted.tolist()):
-                for first, end, members in runs:
-                    part = out[place] if picks is None else buffer[: end - first]
-                    offset = int(array.offset) + 2 * (row * self.neurons + first)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
-                    if os.preadv(file.fileno(), [part.view(np.uint8).data], offset) != part.nbytes:
-                        raise RunError(f"{file.name} is cut.", f"Delete {self.folder} and run again.")
-                    if picks is not None:
-                        out[place, members] = part[picks[members] - first]
+        """Those rows as they are stored, `SCALE` times the contributions: (rows, neurons), or (rows, columns)."""
+        out = np.empty((len(rows), self._width(columns)), dtype=np.float16)
+        for _ in self._rows(region, rows, columns, out):
+            pass
         return out
 
     def widen(self, raw: NDArray[np.float16]) -> NDArray[np.float32]:
@@ -138,17 +121,56 @@ class FeatureStore:
         self, region: Region, rows: Sequence[int] | NDArray[np.intp], columns: ArrayLike | None = None
     ) -> NDArray[np.float32]:
         """Contributions of those rows, float32: (rows, neurons), or (rows, columns) of some columns only."""
-        return widen(self.raw(region, rows, columns))
+        width = self._width(columns)
+        out = np.empty((len(rows), width), dtype=np.float32)
+        # One row at a time through the same few pages: they stay in the processor's cache.
+        buffer = np.empty(width, dtype=np.float16)
+        for place, row in enumerate(self._rows(region, rows, columns, repeat(buffer, len(rows)))):
+            widen(row, out[place])
+        return out
+
+    def _width(self, columns: ArrayLike | None) -> int:
+        return self.neurons if columns is None else len(np.asarray(columns))
+
+    def _rows(
+        self,
+        region: Region,
+        rows: Sequence[int] | NDArray[np.intp],
+        columns: ArrayLike | None,
+        into: Iterable[NDArray[np.float16]],
+    ) -> Iterator[NDArray[np.float16]]:
+        """Each array of `into`, one a row, once it holds what is stored.
+
+        They are read, not mapped: pages of a mapped file of many gigabytes would count as this process's memory.
+        """
+        array, wanted = self._arrays[region], np.asarray(rows, dtype=np.intp)
+        picks = None if columns is None else np.asarray(columns, dtype=np.intp)
+        if picks is not None and len(picks) > 1 and (np.diff(picks) == 1).all():
+            runs, picks = [(int(picks[0]), int(picks[-1]) + 1, picks)], None
+        else:
+            runs = [(0, self.neurons, np.zeros(0, np.intp))] if picks is None else _runs(picks)
+        buffer = np.empty(0 if picks is None else max((end - first for first, end, _ in runs), default=0), np.float16)
+        with (self.folder / f"{region}.npy").open("rb", buffering=0) as file:
+            for row, target in zip(wanted.tolist(), into, strict=True):
+                for first, end, members in runs:
+                    part = target if picks is None else buffer[: end - first]
+                    offset = int(array.offset) + 2 * (row * self.neurons + first)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+                    if os.preadv(file.fileno(), [part.view(np.uint8).data], offset) != part.nbytes:
+                        raise RunError(f"{file.name} is cut.", f"Delete {self.folder} and run again.")
+                    if picks is not None:
+                        target[members] = part[picks[members] - first]
+                yield target
 
 
-def widen(raw: NDArray[np.float16]) -> NDArray[np.float32]:
-    """Contributions of stored values, exactly."""
+def widen(raw: NDArray[np.float16], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    """Contributions of stored values, exactly; in `out` if given."""
+    out = np.empty(raw.shape, np.float32) if out is None else out
     torch = sys.modules.get("torch")
     if torch is not None:  # where it is loaded anyway: it widens float16 ten times faster
-        return torch.from_numpy(raw).float().mul_(1.0 / SCALE).numpy()
-    block = raw.astype(np.float32)
-    block *= np.float32(1.0 / SCALE)
-    return block
+        torch.from_numpy(out).copy_(torch.from_numpy(raw)).mul_(1.0 / SCALE)
+    else:
+        np.multiply(raw, np.float32(1.0 / SCALE), out=out, dtype=np.float32)
+    return out
 
 
 NEAR = 16384
