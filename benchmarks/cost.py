@@ -1,9 +1,12 @@
-"""How cost grows with questions, model size and neurons, each over a factor of 8; draws docs/images/cost.png.
+"""How cost grows with questions, model size and neurons, each over a factor of 8.
 
-    python benchmarks/cost.py
+    python benchmarks/cost.py             measures; writes benchmarks/cost.json and docs/images/cost.png
+    python benchmarks/cost.py --table     cost.json as Markdown, and what follows on paper for a 70B model
 
-Prints one JSON object: seconds at each size, and the exponent of a power law through them (1: twice as much takes twice
-as long). Models of other sizes are random Llamas of the demo model's shape; the features are real.
+Seconds at each size, and the exponent of a power law through them (1: twice as much takes twice as long). Models of
+other sizes are random Llamas of the demo model's shape; their parameters are counted as far as a token goes through
+them, so without the embedding, and without the LM head in extraction. The L1 path is fitted on real contributions, of
+every second, fourth or eighth neuron.
 """
 
 from __future__ import annotations
@@ -14,95 +17,97 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from matplotlib.figure import Figure
-from measure import options, seconds
-from passages import passages
-from real_features import real_features
-from transformers import LlamaConfig, LlamaForCausalLM
+import on_paper
+from measure import all_cpus, options, seconds
 
-import hneurons as hn
-from hneurons.answers.engine import Request, Sampling
-from hneurons.answers.hf import HFEngine
-from hneurons.models.ffn import find_ffns
-from hneurons.models.load import StudyModel
-from hneurons.neurons.cett import PooledExtractor, batches
-from hneurons.neurons.probe import l1_path, path_grid, smallest_c
-from hneurons.types import Region
-
+FOUND = Path(__file__).with_name("cost.json")
 FIGURE = Path(__file__).parents[1] / "docs" / "images" / "cost.png"
-given = options(__doc__, rounds=3)
-demo = hn.load_model("smollm2-135m", device="cpu")
+Work = list[Callable[[], Any]]
 
 
-def sample(model: StudyModel, count: int) -> Callable[[], Any]:
-    """Draw one response to each of some questions."""
-    questions = hn.load_questions("starter", limit=count, seed=0).questions
-    sampling = Sampling(max_new_tokens=24)
-    return lambda: HFEngine(model).sample([Request(question, 0) for question in questions], sampling)
-
-
-def extract(model: StudyModel, count: int) -> Callable[[], Any]:
-    """Measure the contributions of some responses."""
-    texts = passages(model, count)
-    groups = [[texts[row] for row in rows] for rows in batches([len(text.ids) for text in texts], 1024)]
-    return lambda: list(PooledExtractor(model).many(groups))
-
-
-def of_size(hidden: int, layers: int) -> StudyModel:
-    """A random Llama, three times as wide as its hidden size, as the demo model is about."""
-    config = LlamaConfig(
-        vocab_size=demo.model.config.vocab_size, hidden_size=hidden, intermediate_size=8 * hidden // 3,
-        num_hidden_layers=layers, num_attention_heads=hidden // 64, tie_word_embeddings=True,
-        max_position_embeddings=2048,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    network = LlamaForCausalLM(config).eval().requires_grad_(False)
-    return StudyModel(f"random-{hidden}x{layers}", "object", network, demo.tokenizer, None, find_ffns(network))
-
-
-def fit(columns: int) -> Callable[[], Any]:
-    """An L1 path of 20 C on some of the neurons."""
-    known = real_features(200 if given.quick else 1000)
-    features = np.ascontiguousarray(known.read(Region.ANSWER)[:, :columns])
-    lowest = smallest_c(features, known.hallucinated)
-    grid = path_grid(lowest, 30 * lowest, 20)
-    return lambda: l1_path(features, known.hallucinated, grid)
-
-
-def measured(sizes: list[float], work: list[Callable[[], Any]]) -> dict[str, Any]:
+def measured(sizes: list[int], work: Work, rounds: int) -> dict[str, Any]:
     """Median seconds at each size; all sizes take turns, so that a disturbance doesn't hit one of them alone."""
-    times = [[seconds(one) for one in work] for _ in range(1 if given.quick else given.rounds)]
+    work[0]()  # warm
+    times = [[seconds(one) for one in work] for _ in range(rounds)]
     median = np.median(times, axis=0)
     exponent = float(np.polyfit(np.log(sizes), np.log(median), 1)[0])
     return {"sizes": sizes, "seconds": [round(float(x), 3) for x in median], "exponent": round(exponent, 3)}
 
 
-counts = [4, 8] if given.quick else [16, 32, 64, 128]
-shapes = [(128, 2), (192, 2)] if given.quick else [(192, 12), (320, 12), (448, 16), (576, 24)]
-models = [of_size(*shape) for shape in shapes]
-parameters = [float(sum(p.numel() for p in model.model.parameters())) for model in models]
-widths = [1440, 2880] if given.quick else [5760, 11520, 23040, 46080]
-few = 4 if given.quick else 32
-found = {
-    "sampling by questions": measured([float(c) for c in counts], [sample(demo, c) for c in counts]),
-    "extraction by examples": measured([float(c) for c in counts], [extract(demo, c) for c in counts]),
-    "sampling by parameters": measured(parameters, [sample(model, few) for model in models]),
-    "extraction by parameters": measured(parameters, [extract(model, few) for model in models]),
-    "L1 path by neurons": measured([float(w) for w in widths], [fit(w) for w in widths]),
-}
+def measure(quick: bool, rounds: int) -> dict[str, Any]:
+    """What cost.json holds."""
+    threads = all_cpus()
+    import cost_work as of
 
-if not given.quick:
+    demo = of.demo_model()
+    # From several batches up: a CPU's workers share batches out, and one batch would keep one of them busy.
+    counts = [2, 4] if quick else [128, 256, 512, 1024]
+    texts = [2, 4] if quick else [64, 128, 256, 512]
+    shapes = [(64, 1), (128, 2)] if quick else [(192, 12), (320, 12), (448, 16), (576, 30)]
+    few = 2 if quick else 128
+    features, wrong = of.features(quick)
+    steps = [2, 1] if quick else [8, 4, 2, 1]
+    models = [of.random_llama(demo, *shape) for shape in shapes]
+    growth = {
+        "sampling by questions": measured(counts, [of.sample(demo, c, quick) for c in counts], rounds),
+        "extraction by examples": measured(texts, [of.extract(demo, c) for c in texts], rounds),
+        "sampling by parameters": measured(
+            [of.parameters(model, head=True) for model in models], [of.sample(m, few, quick) for m in models], rounds
+        ),
+        "extraction by parameters": measured(
+            [of.parameters(model, head=False) for model in models], [of.extract(m, few) for m in models], rounds
+        ),
+        "L1 path by neurons": measured(
+            [features[:, ::step].shape[1] for step in steps],
+            [of.fit(np.ascontiguousarray(features[:, ::step]), wrong) for step in steps], rounds,
+        ),
+    }  # fmt: skip
+    tokens = of.tokens_a_question(demo, 4 if quick else 160, quick)
+    return {"rounds": rounds, "threads": threads, "examples of the L1 path": len(wrong), "growth": growth,
+            "tokens": tokens}  # fmt: skip
+
+
+def draw(growth: dict[str, Any]) -> None:
+    """docs/images/cost.png."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 3.2), layout="constrained")
-    for ax, word in zip(figure.subplots(1, 3), ("questions|examples", "parameters", "neurons"), strict=True):
-        for name, line in found.items():
+    axes = (("questions", "examples"), ("parameters",), ("neurons",))
+    for ax, words in zip(figure.subplots(1, 3), axes, strict=True):
+        for name, line in growth.items():
             kind, by = name.split(" by ")
-            if by in word.split("|"):
+            if by in words:
                 ax.loglog(line["sizes"], line["seconds"], "o-", label=f"{kind} (exponent {line['exponent']:.2f})")
-        ax.set_xlabel(word.replace("|", " or "))
+        ax.set_xlabel(" or ".join(words))
         ax.set_ylabel("seconds")
         ax.legend(frameon=False, fontsize=8)
         ax.spines[["top", "right"]].set_visible(False)
     FIGURE.parent.mkdir(exist_ok=True)
     figure.savefig(FIGURE, dpi=150)
-print(json.dumps({"rounds": given.rounds, "threads": torch.get_num_threads(), **found}))
+
+
+def table(found: dict[str, Any]) -> str:
+    """Markdown: growth as measured, and the estimate."""
+    lines = ["| cost of | by | from, to | seconds | exponent |", "|---|---|---|---|---|"]
+    for name, line in found["growth"].items():
+        kind, by = name.split(" by ")
+        first, last = (f"{size:,.0f}" for size in (line["sizes"][0], line["sizes"][-1]))
+        took = f"{line['seconds'][0]:.3g} to {line['seconds'][-1]:.3g}"
+        lines.append(f"| {kind} | {by} | {first} to {last} | {took} | {line['exponent']:.2f} |")
+    return "\n".join([*lines, "", on_paper.table(found["tokens"])])
+
+
+def main() -> None:
+    given = options(__doc__, "--table", rounds=3)
+    if given.table is not None:
+        print(table(json.loads(FOUND.read_text())))
+        return
+    found = measure(given.quick, 1 if given.quick else given.rounds)
+    print(json.dumps(found))
+    if not given.quick:
+        FOUND.write_text(json.dumps(found, indent=1) + "\n")
+        draw(found["growth"])
+
+
+if __name__ == "__main__":
+    main()

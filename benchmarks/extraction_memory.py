@@ -89,8 +89,8 @@ def above_forward(layers: int, length: int) -> tuple[int, int, int]:
 cases = {(layers, length): above_forward(layers, length) for layers in (2, 16) for length in (32, 256)}
 ratio = max(extra / (rows + layer) for extra, rows, layer in cases.values())
 show(
-    "extraction: memory against one layer and the pooled rows", ratio, 1.0, "max", given.batch_tokens,
-    {"width": WIDTH, "hidden": HIDDEN, "regions": len(REGIONS)},
+    "extraction: memory against one layer and the pooled rows", ratio, 1.0, "max", len(cases),
+    {"batch_tokens": given.batch_tokens, "width": WIDTH, "hidden": HIDDEN, "regions": len(REGIONS)},
     cases=[
         {"layers": layers, "length": length, "bytes": extra, "pooled_rows": rows, "one_layer": layer}
         for (layers, length), (extra, rows, layer) in cases.items()

@@ -1,16 +1,11 @@
-"""What the L1 benchmarks share: the training data, liblinear as scikit-learn runs it, memory and the printed object."""
+"""What the L1 benchmarks share: the training data, liblinear as scikit-learn runs it, and memory."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
-import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +20,8 @@ from hneurons.neurons.matrix import Stored
 from hneurons.types import Region
 
 QUICK = (120, 1500)
+FEATURES = {True: f"made up, {QUICK}", False: "answers of SmolLM2-135M to starter questions"}
+"""What the data are, quick or not, as `settings` says it."""
 
 
 def training(quick: bool) -> TrainingData:
@@ -50,7 +47,7 @@ def made_up(examples: int, neurons: int) -> TrainingData:
 
 
 def liblinear(features: NDArray[np.float32], positive: NDArray[np.bool_], C: float) -> LogisticRegression:
-    """scikit-learn's L1 logistic regression with its default tolerance, 1e-4."""
+    """scikit-learn's L1 logistic regression with its default tolerance, 1e-4, and the public code's max_iter, 1000."""
     model = LogisticRegression(l1_ratio=1.0, C=C, solver="liblinear", random_state=0, max_iter=1000)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -72,13 +69,6 @@ def objective(model: LogisticRegression, features: NDArray[np.float32], positive
     return C * float(np.logaddexp(0.0, -signed).sum()) + float(np.abs(theta).sum())
 
 
-def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
-    """How long it took, and what it returned."""
-    began = time.perf_counter()
-    result = work()
-    return time.perf_counter() - began, result
-
-
 def memory(field: str) -> int:
     """Resident size of this process, in bytes: `VmRSS` now, `VmHWM` the largest so far."""
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -93,19 +83,3 @@ def in_a_fresh_process(script: str, *arguments: str) -> dict[str, Any]:
         [sys.executable, script, "--child", *arguments], check=True, stdout=subprocess.PIPE, text=True
     )
     return json.loads(done.stdout)
-
-
-def options(about: str | None, *more: str) -> argparse.Namespace:
-    """--quick, and further options of one script."""
-    parser = argparse.ArgumentParser(description=about)
-    parser.add_argument("--quick", action="store_true", help="a small case, as the tests run it")
-    for name in more:
-        parser.add_argument(name, nargs="?", const="", default=None, help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
-def report(name: str, ratio: float, target: float, direction: str, n: int, settings: dict[str, Any], **details: Any):
-    """Print the object."""
-    machine = {"cores": len(os.sched_getaffinity(0)), "machine": platform.machine()}
-    found = {"name": name, "ratio": round(ratio, 3), "target": target, "direction": direction, "n": n}
-    print(json.dumps({**found, "settings": {**settings, **machine}, "details": details}, indent=1))

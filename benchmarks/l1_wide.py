@@ -6,7 +6,7 @@ The features are made up from real ones and written, 18 GB, as a run has them; t
 answers of SmolLM2-135M, 30 layers x 1,536 neurons. Of each of the 80 layers here, the 28,672 neurons are random pairs
 of neurons of one real layer, mixed, scaled, and multiplied by noise, so that neurons of a layer are correlated as real
 ones are, and two layers made from one real layer more than real ones. The strength of the noise is chosen so that the
-spectrum of the correlation inside a layer fits; `details` has both.
+spectrum of the correlation inside a layer fits; `leading eigenvalues' shares` has both.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from l1_data import in_a_fresh_process, made_up, memory, options, report
+from l1_data import in_a_fresh_process, made_up, memory
+from measure import options, show
 from numpy.typing import NDArray
 from real_features import real_features
 
@@ -150,12 +151,12 @@ def main() -> None:
         found = in_a_fresh_process(__file__, "--folder", str(folder))
     finally:
         shutil.rmtree(folder)
-    report(
+    show(
         "L1: memory at the width of a 70B model, GiB",
         found["peak"] / 2**30,
         12.0,
         "max",
-        1,
+        int(found["rows"]),
         {
             "rows": found["rows"],
             "neurons": found["neurons"],

@@ -1,20 +1,27 @@
 """Sampling against two plain ways, on the wall clock, and the tokens that deciding questions takes.
 
+    python benchmarks/sampling.py tokens          tokens generated until every question is decided
     python benchmarks/sampling.py one-by-one      10 samples a question, one prompt at a time, ten times over
     python benchmarks/sampling.py generate        10 samples a question, `model.generate` on padded batches
-    python benchmarks/sampling.py tokens          tokens generated until every question is decided
 
 `tokens` draws all 10 samples of some questions, picks a set of which a quarter is consistent, and decides it again with
-the same random numbers by rounds. The kept questions must be the same.
+the same random numbers by rounds: the kept questions must be the same. Counted are tokens that were computed; samples
+of a question that agree so far share them. Temperature 1 is the paper's; 0.3, the demo's, is in `by_temperature`.
+
+The two on the wall clock draw all 10 samples of every question on both sides, from the same distribution, up to the
+same number of tokens; nothing is gained by stopping early. Both sides have all CPUs. Ours gets as many questions as a
+run asks together; the plain way, whose time grows with them in proportion, gets the first of these, and times are
+compared a token. `generate` gets the size of batch that is the fastest of a few.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
-from measure import in_turn, options, show
+from measure import all_cpus, in_turn, options, scaled, seconds, show, way
 
 import hneurons as hn
 from hneurons.answers.consistency import Rule, right_verdict, sample_questions
@@ -23,57 +30,37 @@ from hneurons.answers.hf import HFEngine
 from hneurons.answers.judge import AliasJudge
 from hneurons.types import Question, Response, Verdict
 
-SAMPLES = 10
-way = sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else "tokens"
-given = options(__doc__, questions={"one-by-one": 24, "generate": 48, "tokens": 240}[way], rounds=3, percent_warm=100)
+SAMPLES, RULE = 10, Rule(10, 10)
+BATCHES = (4, 8, 16)
+"""Prompts of a batch, each with 10 samples, that are tried for `generate`."""
+USUAL = Sampling()
+
+measurement = way("tokens", "one-by-one", "generate")
+given = options(
+    __doc__, questions=320 if measurement == "tokens" else 128, rounds=3,
+    plainly={"tokens": 0, "one-by-one": 8, "generate": 32}[measurement],
+)  # fmt: skip
+threads = all_cpus()
 model = hn.load_model("smollm2-135m", device="cpu")
-questions = hn.load_questions("starter", limit=8 if given.quick else given.questions, seed=0).questions
-sampling = Sampling(temperature=given.percent_warm / 100)
-usual = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p, "max_new_tokens": 50}
-told = {"model": model.name, "samples": SAMPLES, **usual}
+few, short = (3, 6) if measurement == "tokens" else (1, 3)  # of a quick test: questions, and tokens of a response
+asked = list(hn.load_questions("starter", limit=few if given.quick else given.questions, seed=0).questions)
+most = short if given.quick else USUAL.max_new_tokens
+told = {
+    "model": model.name, "samples": SAMPLES, "top_k": USUAL.top_k, "top_p": USUAL.top_p, "max_new_tokens": most,
+}  # fmt: skip
 
 
-def full() -> list[Response]:
+def full(questions: Sequence[Question], sampling: Sampling) -> list[Response]:
+    """All samples of every question."""
     requests = [Request(question, k) for question in questions for k in range(SAMPLES)]
     return HFEngine(model).sample(requests, sampling)
 
 
-@torch.inference_mode()
-def generate(prompts: list[list[int]], samples: int) -> int:
-    longest = max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([[model.end_ids[0]] * (longest - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    out = model.model.generate(
-        input_ids=ids, attention_mask=mask, do_sample=True, num_return_sequences=samples,
-        pad_token_id=model.end_ids[0], **usual,
-    )  # fmt: skip
-    return int(out.shape[0])
-
-
-def one_by_one() -> None:
-    for question in questions:
-        for _ in range(SAMPLES):
-            generate([model.prompt_ids(question.question)], 1)
-
-
-def padded_batches() -> None:
-    # 8 prompts with 10 samples each: the size of batch at which `generate` is fastest here.
-    for start in range(0, len(questions), 8):
-        generate([model.prompt_ids(question.question) for question in questions[start : start + 8]], SAMPLES)
-
-
-def count(responses: list[Response]) -> int:
+def count(responses: Sequence[Response]) -> int:
     return sum(len(response.token_ids) for response in responses)
 
 
-def labels(asked: list[Question], responses: list[Response]) -> dict[str, str]:
-    judge, rule = AliasJudge(), Rule(SAMPLES, SAMPLES)
-    texts: dict[str, list[Verdict]] = {}
-    for response in responses:
-        question = by_id[response.question_id]
-        texts.setdefault(question.id, []).append(response.verdict or judge.judge(question, response.text))
-    found = {q.id: rule.label(texts[q.id], right_verdict(q)) for q in asked}
-    return {key: str(label) for key, label in found.items() if label}
+# -- tokens -------------------------------------------------------------------------------------------
 
 
 class Counting:
@@ -91,39 +78,121 @@ class Counting:
         return responses
 
 
-by_id = {question.id: question for question in questions}
-if way == "tokens":
-    everything = full()
-    kept = labels(questions, everything)
-    consistent = [q for q in questions if q.id in kept]
-    mixed = [q for q in questions if q.id not in kept]
-    size = max(1, min(len(consistent), len(mixed) // 3))
-    asked = consistent[:size] + mixed[: 3 * size]
-    engine, rule = Counting(), Rule(SAMPLES, SAMPLES)
-    decided = sample_questions(engine, AliasJudge(), asked, sampling, rule)
-    wanted = {q.id for q in asked}
-    again = labels(asked, decided)
-    same = again == {key: label for key, label in kept.items() if key in wanted}
-    whole = count([response for response in everything if response.question_id in wanted])
-    # What no scheme that looks at one sample at a time and shares no token could go below.
-    least = 0
-    for question in asked:
-        verdicts: list[Verdict] = []
-        mine = sorted((r for r in everything if r.question_id == question.id), key=lambda r: r.sample)
-        for response in mine:
-            verdicts.append(AliasJudge().judge(question, response.text))
-            least += len(response.token_ids)
-            if not rule.open_labels(verdicts, right_verdict(question)):
-                break
-    show(
-        "sampling: generated tokens per decided question", engine.computed / whole, 0.35, "max", len(asked),
-        {**told, "consistent": size, "mixed": len(asked) - size},
-        same_kept=same, drawn=round(count(decided) / whole, 4), one_sample_at_a_time=round(least / whole, 4),
+def by_question(responses: Sequence[Response]) -> dict[str, list[Response]]:
+    """The responses to each question, in the order of the samples."""
+    found: dict[str, list[Response]] = {}
+    for response in sorted(responses, key=lambda response: response.sample):
+        found.setdefault(response.question_id, []).append(response)
+    return found
+
+
+def label(question: Question, responses: Sequence[Response]) -> str | None:
+    judge = AliasJudge()
+    return RULE.label([judge.judge(question, response.text) for response in responses], right_verdict(question))
+
+
+def least(question: Question, responses: Sequence[Response]) -> int:
+    """Tokens that no scheme which looks at one sample at a time and shares no token could go below."""
+    verdicts: list[Verdict] = []
+    for number, response in enumerate(responses, 1):
+        verdicts.append(AliasJudge().judge(question, response.text))
+        if not RULE.open_labels(verdicts, right_verdict(question)):
+            return count(responses[:number])
+    return count(responses)
+
+
+def tokens(temperature: float) -> dict[str, Any]:
+    """Tokens by rounds, as a share of those of full sampling, on a set of which a quarter is consistent."""
+    sampling = Sampling(temperature=temperature, max_new_tokens=most)
+    whole = by_question(full(asked, sampling))
+    labels = {question.id: label(question, whole[question.id]) for question in asked}
+    consistent = [question for question in asked if labels[question.id]]
+    mixed = [question for question in asked if not labels[question.id]]
+    size = min(len(consistent), len(mixed) // 3)
+    chosen = [*consistent[:size], *mixed[: 3 * size]] or asked[:4]  # of a quick test, where nothing is consistent
+    engine = Counting()
+    decided = by_question(sample_questions(engine, AliasJudge(), chosen, sampling, RULE))
+    again = {question.id: label(question, decided[question.id]) for question in chosen}
+    assert again == {key: labels[key] for key in again}, "the kept set differs from that of full sampling"
+    alike = [a.token_ids == whole[key][a.sample].token_ids for key, mine in decided.items() for a in mine]
+    every = sum(count(whole[question.id]) for question in chosen)
+    drawn = sum(count(mine) for mine in decided.values())
+    return {
+        "ratio": round(engine.computed / every, 4),
+        "questions": len(chosen),
+        "consistent": size,
+        "consistent of all asked": len(consistent),
+        "same_kept_set": True,
+        "responses that are the same to the token": round(sum(alike) / len(alike), 4),
+        "if no tokens were shared": round(drawn / every, 4),
+        "one sample at a time, no tokens shared": round(sum(least(q, whole[q.id]) for q in chosen) / every, 4),
+        "tokens a question, full sampling": round(every / len(chosen), 1),
+    }
+
+
+# -- the wall clock -----------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def generate(questions: Sequence[Question], samples: int) -> int:
+    """Plainly, with transformers: one left-padded batch. Returns the number of tokens in the responses."""
+    prompts = [model.prompt_ids(question.question) for question in questions]
+    longest = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[model.end_ids[0]] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    out = model.model.generate(
+        input_ids=ids, attention_mask=mask, do_sample=True, num_return_sequences=samples, max_new_tokens=most,
+        temperature=USUAL.temperature, top_k=USUAL.top_k, top_p=USUAL.top_p, eos_token_id=model.end_ids,
+        pad_token_id=model.end_ids[0],
     )  # fmt: skip
-    assert same, "the kept set differs from that of full sampling"
+    said = out[:, longest:]
+    ended = torch.isin(said, torch.tensor(model.end_ids))
+    return int(torch.where(ended.any(dim=1), ended.int().argmax(dim=1) + 1, said.shape[1]).sum())
+
+
+def one_by_one(questions: Sequence[Question]) -> int:
+    return sum(generate([question], 1) for question in questions for _ in range(SAMPLES))
+
+
+def padded_batches(questions: Sequence[Question], size: int) -> int:
+    parts = [questions[start : start + size] for start in range(0, len(questions), size)]
+    return sum(generate(part, SAMPLES) for part in parts)
+
+
+def wall_clock() -> None:
+    sampling, said = Sampling(max_new_tokens=most), dict[str, int]()
+    some = asked[: 1 if given.quick else given.plainly]
+    settings = {**told, "temperature": USUAL.temperature, "threads": threads, "questions of the plain way": len(some)}
+    work, name, target = one_by_one, "one prompt at a time", 15
+    generate(some[:1], 1)  # both are warm before they are timed
+    full(asked[:4], sampling)
+    if measurement == "generate":
+        tried = {size: seconds(partial(padded_batches, some, size)) for size in ((1,) if given.quick else BATCHES)}
+        best = min(tried, key=lambda size: tried[size])
+        work, name, target = partial(padded_batches, size=best), "`generate` on padded batches", 2
+        settings |= {"prompts a batch of generate": best, "seconds by prompts a batch": tried}
+
+    def ours() -> None:
+        said["ours"] = count(full(asked, sampling))
+
+    def other() -> None:
+        torch.manual_seed(0)
+        said["other"] = work(some)
+
+    measured = in_turn(ours, other, 1 if given.quick else given.rounds, warm=False)
+    measured = scaled(measured, said["ours"] / said["other"])
+    show(
+        f"sampling: wall time against {name}", measured["speedup"], target, "min", len(asked), settings,
+        tokens=said, **measured,
+    )  # fmt: skip
+
+
+if measurement == "tokens":
+    found = {str(temperature): tokens(temperature) for temperature in (1.0, 0.3)}
+    first = found["1.0"]
+    show(
+        "sampling: generated tokens per decided question", first["ratio"], 0.35, "max", first["questions"],
+        {**told, "temperature": 1.0, "consistent": first["consistent"]}, by_temperature=found,
+    )  # fmt: skip
 else:
-    other, target = (one_by_one, 15) if way == "one-by-one" else (padded_batches, 2)
-    measured = in_turn(full, other, 1 if given.quick else given.rounds, warm=False)
-    show(
-        f"sampling: wall time against {way}", measured["speedup"], target, "min", len(questions), told, **measured
-    )  # fmt: skip
+    wall_clock()
