@@ -12,7 +12,6 @@ from cards import probe
 from hneurons.answers.engine import Request, Sampling
 from hneurons.answers.hf import HFEngine
 from hneurons.answers.text import decode, token_offsets
-from hneurons.errors import ModelNotFoundError
 from hneurons.models.load import StudyModel
 from hneurons.neurons.cett import Passage, PooledExtractor, capture
 from hneurons.settings import IdentifySettings
@@ -20,15 +19,6 @@ from hneurons.types import Question, Region, Response
 
 pytestmark = pytest.mark.real
 CAPITAL = Question("france", "What is the capital of France?", ("Paris",))
-
-
-@pytest.fixture(scope="module")
-def model() -> StudyModel:
-    try:
-        hneurons.pull("smollm2-135m")
-    except ModelNotFoundError as error:
-        pytest.skip(f"the demo model can't be fetched: {error}")
-    return hneurons.load_model("smollm2-135m", device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,6 @@ from sklearn.metrics import roc_auc_score
 
 import hneurons
 from hneurons.answers.judge import AliasJudge
-from hneurons.errors import ModelNotFoundError
 from hneurons.models.load import StudyModel
 from hneurons.neurons.cett import Passage, PooledExtractor, batches
 from hneurons.neurons.features import FeatureStore
@@ -140,15 +139,6 @@ def write(found: Study) -> None:
     }
     FIXED.write_text(json.dumps(fixed) + "\n")
     print(f"AUROC {fixed['auroc']}, {len(fixed['h_neurons'])} H-Neurons: {FIXED}")
-
-
-@pytest.fixture(scope="module")
-def model() -> StudyModel:
-    try:
-        hneurons.pull("smollm2-135m")
-    except ModelNotFoundError as error:
-        pytest.skip(f"the demo model can't be fetched: {error}")
-    return hneurons.load_model("smollm2-135m", device="cpu")
 
 
 @pytest.fixture(scope="module")
