@@ -28,10 +28,11 @@ demo: install  ## Find the H-Neurons of the demo model: ends with the verdict an
 test: install  ## The whole test suite, the real model's tests included
 	$(BIN)/python -m pytest
 
-check: install  ## Lint, format and types
+check: install  ## Lint, format, types, and known vulnerabilities of the pinned packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/python .ci/audit.py constraints.txt
 
 bench: install  ## Measure speed and memory against plain ways, one after the other: benchmarks/results.json, an hour
 	$(BIN)/python benchmarks/bench.py

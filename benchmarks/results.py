@@ -6,20 +6,9 @@ import sys
 from typing import Any
 
 from hneurons import Run
+from hneurons.intervals import shown, spread
 
 Json = dict[str, Any]
-
-
-def interval(value: Json, times: float = 1, digits: int = 3) -> str:
-    if value["low"] is None:
-        return "undefined"
-    point, low, high = (times * value[key] for key in ("value", "low", "high"))
-    return f"{point:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def spread(values: list[float], times: float = 1, digits: int = 3) -> str:
-    mean, low, high = (times * v for v in (sum(values) / len(values), min(values), max(values)))
-    return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -48,9 +37,9 @@ def data_sets(evaluation: Json) -> list[str]:
         uniform, matched, own = data["random"]["uniform"], data["random"]["layer_matched"], data["h_neurons"]
         rows.append([
             name, str(data["n"]),
-            spread(uniform["accuracy"], 100, 1), spread(matched["accuracy"], 100, 1), interval(own["accuracy"], 100, 1),
-            spread(uniform["auroc"]), spread(matched["auroc"]), interval(own["auroc"]),
-            interval(data["increment"]["difference"]),
+            spread(uniform["accuracy"], 100, 1), spread(matched["accuracy"], 100, 1), shown(own["accuracy"], 100, 1),
+            spread(uniform["auroc"]), spread(matched["auroc"]), shown(own["auroc"]),
+            shown(data["increment"]["difference"]),
         ])  # fmt: skip
     head = ["data set", "n", "accuracy %: random, uniform (range)", "random, layer-matched", "H-Neurons",
             "AUROC: random, uniform (range)", "random, layer-matched", "H-Neurons",
@@ -65,12 +54,12 @@ def data_sets(evaluation: Json) -> list[str]:
 
 
 def peers(found: Json) -> list[str]:
-    rows = [["H-Neurons", interval(found["h_neurons"]["auroc"]), "1", "0", "", "", ""]]
+    rows = [["H-Neurons", shown(found["h_neurons"]["auroc"]), "1", "0", "", "", ""]]
     for name, peer in found["peers"].items():
         cost = peer["cost"]
         rows.append([
-            name, interval(peer["auroc"]), str(cost["extra_forward_passes"]), str(cost["extra_samples"]),
-            interval(peer["difference"]), interval(peer["h_adds"]), interval(peer["adds_to_h"]),
+            name, shown(peer["auroc"]), str(cost["extra_forward_passes"]), str(cost["extra_samples"]),
+            shown(peer["difference"]), shown(peer["h_adds"]), shown(peer["adds_to_h"]),
         ])  # fmt: skip
     head = ["predictor", "AUROC", "extra passes", "extra samples", "H-Neurons minus it", "H-Neurons add to it",
             "it adds to H-Neurons"]  # fmt: skip
@@ -82,7 +71,7 @@ def transfer(found: Json) -> list[str]:
     lines = [f"- {found.get('sentence') or found.get('problem')}"]
     if len(names) > 1:
         cells = {(cell["train"], cell["test"]): cell["auroc"] for cell in found["cells"]}
-        rows = [[train, *(interval(cells[train, test]) for test in names)] for train in names]
+        rows = [[train, *(shown(cells[train, test]) for test in names)] for train in names]
         lines += ["", *table(["trained on \\ tested on", *names], rows)]
     return lines
 
@@ -99,7 +88,7 @@ def review(evaluation: Json, data: Json) -> list[str]:
     lines += ["", "Calibration, thresholds, stability:", ""]
     reliability = data["reliability"]
     lines.append(
-        f"- expected calibration error {interval(reliability['ece'])}; a calibrated risk would show "
+        f"- expected calibration error {shown(reliability['ece'])}; a calibrated risk would show "
         f"{reliability['ece_if_calibrated']:.3f} with as many answers"
     )
     for promise in evaluation["guarantees"].values():
@@ -108,7 +97,7 @@ def review(evaluation: Json, data: Json) -> list[str]:
             continue
         test = promise["test"]
         lines.append(
-            f"- {promise['guarantee']['sentence']} On the test set: {interval(test['rate'])}, "
+            f"- {promise['guarantee']['sentence']} On the test set: {shown(test['rate'])}, "
             f"{100 * test['unflagged']['value']:.0f} % unflagged"
         )
     stability = evaluation["stability"]

@@ -1,4 +1,6 @@
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 # Before torch and the hub library are imported: one thread (other work shares the machine), no network.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,7 +14,10 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 import tiny
+from hneurons.answers.endpoint import Endpoint
+from hneurons.answers.llm import LLMClient
 from hneurons.models.load import StudyModel
+from llm_server import LLMServer, Say
 
 torch.set_num_threads(1)
 transformers_logging.set_verbosity_error()
@@ -46,3 +51,26 @@ def plain_tokenizer() -> PreTrainedTokenizerFast:
 def llama() -> StudyModel:
     """A tiny random Llama in float32; tests don't change it."""
     return tiny.study("llama")
+
+
+@pytest.fixture(scope="module")
+def no_figures() -> Iterator[None]:
+    """Reports without figures, which take longer than a whole run of a tiny model; test_report.py looks at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hneurons.report.page.draw", lambda *_: {})
+        yield
+
+
+@pytest.fixture
+def server() -> Iterator[LLMServer]:
+    """A judging model's endpoint; a test says what it answers."""
+    with LLMServer(Say('{"verdict": "correct"}')) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: LLMServer, tmp_path: Path) -> Iterator[LLMClient]:
+    """Asks that endpoint."""
+    pytest.importorskip("openai", reason="needs the extra `judge`")
+    with LLMClient(Endpoint(model="m", base_url=server.url, timeout=5, retries=1), tmp_path) as made:
+        yield made

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hneurons.runfolder import write_json
 from hneurons.settings import ImpactSettings
 from hneurons.stats import cluster_weights, percentile_interval
 from hneurons.studies.impact_tables import H_NEURONS, KINDS, TOP, Outcomes, Sweep, mean_intervals
@@ -82,12 +80,6 @@ def impact_json(names: tuple[str, ...] = tuple(WORLDS), *, neurons: int = 32, ca
         "benchmarks": {name: _benchmark(number, name, neurons) for number, name in enumerate(names)},
         "capability": _capability(neurons) if capability else None,
     }
-
-
-def write_impact(folder: Path, **options: Any) -> Path:
-    """The file in a run folder."""
-    write_json(folder / "impact.json", impact_json(**options))
-    return folder / "impact.json"
 
 
 def _benchmark(seed: int, name: str, neurons: int) -> Json:

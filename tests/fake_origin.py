@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fake_run import HOSTILE, RTL, interval
+from hneurons.neurons.card import Card
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "one base": {},
@@ -98,6 +99,7 @@ def write_origin(run: Path, variant: str = "one base") -> dict[str, Any]:
     found = {
         "format": "hneurons.origin/1", "package": {"version": "0.1.0"},
         "model": {"id": "tuned", "revision": None, "dtype": "F32"},
+        "card": Card.load(run / "neurons.json").neurons_hash,
         "settings": {"prompt": "question, newline, 'Answer:'", "few_shot": [], "per_class": 500, "limit": None,
                      "own": True, "protocol": "one sample a question"},
         "checkpoints": checkpoints,

@@ -229,6 +229,12 @@ def parts(rng: np.random.Generator, card: Json, settings: Json, hostile: str) ->
             "pooled": pooled,
             "domains": {names[0]: pooled | {"n": 44}},
             "covered": names[:1],
+            "test": {
+                "n": 61,
+                "own": interval(0.19, 0.05, 61),
+                "pooled": interval(0.21, 0.05, 61),
+                "difference": interval(-0.02, 0.01, 61),
+            },
             "left_to_pooled": {"": 5, "animals": 12},
         },
         "guarantees": {

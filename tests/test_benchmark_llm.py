@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +22,6 @@ from llm_server import Fail, Hang, LLMServer, Raw, Say, in_turn
 
 C, R, U = Outcome.COMPLIANT, Outcome.RESISTED, Outcome.UNPARSABLE
 ALL = [pytest.param(one, id=name) for name, one in BENCHMARKS.items()]
-
-
-@pytest.fixture
-def server() -> Iterator[LLMServer]:
-    with LLMServer(Say("{}")) as running:
-        yield running
-
-
-@pytest.fixture
-def client(server: LLMServer, tmp_path: Path) -> Iterator[LLMClient]:
-    pytest.importorskip("openai", reason="needs the extra `judge`")
-    with LLMClient(Endpoint(model="m", base_url=server.url, timeout=5, retries=1), tmp_path) as made:
-        yield made
 
 
 def case(benchmark: Benchmark, reply: str = "What the model said.", number: int = 0) -> Case:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from hneurons.errors import CardError
 from hneurons.neurons.card import Card, HNeurons, WeightedNeuron
+from hneurons.runfolder import hash_json
 from hneurons.types import NeuronId
 
 NEURONS = [
@@ -376,6 +377,15 @@ def test_a_card_without_neurons_scores_its_intercept():
     one.check_self()
     np.testing.assert_array_equal(one.score(np.ones((3, 15), np.float32)), [-1.25] * 3)
     assert repr(one.h_neurons) == "0 of 15 (0.00 per mille)"
+
+
+def test_the_hash_tells_neurons_and_weights_apart_and_nothing_else():
+    own = card().neurons_hash
+    assert own == hash_json([[0, -1, 2, 1.5], [1, -1, 0, -2.0], [2, -1, 4, 3.0]])  # as runs have it on the disk
+    assert card(NEURONS[::-1], id="other").neurons_hash == own
+    assert card(NEURONS[:2]).neurons_hash != own
+    for key, value in {"layer": 1, "index": 3, "expert": 0, "weight": 1.25}.items():
+        assert card([{**NEURONS[0], key: value}, *NEURONS[1:]]).neurons_hash != own
 
 
 def test_html_shows_the_neurons_and_escapes_the_name():

@@ -17,6 +17,7 @@ from hneurons.answers.engine import Request, Sampling
 from hneurons.answers.judge import AliasJudge, FixedJudge, SubstringJudge
 from hneurons.errors import CardError, RunError, TooFewExamplesError, UsageError
 from hneurons.neurons.features import FeatureStore
+from hneurons.progress import NoProgress
 from hneurons.questions.sources import QuestionSet
 from hneurons.results import Run
 from hneurons.settings import IdentifySettings
@@ -25,6 +26,7 @@ from hneurons.studies.evaluate import PROTOCOL, evaluate_run
 from hneurons.studies.identify import identify
 from hneurons.types import Question, Response, Verdict
 
+pytestmark = pytest.mark.usefixtures("no_figures")
 SETTINGS = IdentifySettings(
     samples=3, folds=3, random_sets=3, bootstrap=100, per_class=40, path_points=5, chunk=16, max_share=0.2
 )
@@ -49,10 +51,7 @@ def tools(model: Any, script: Any = answer, **others: Any) -> Tools:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model, folder = tiny.study(), tmp_path_factory.mktemp("run")
-    questions = tiny.write_questions(folder / "cities.jsonl", 90)
-    identify(model, questions, folder / "out", SETTINGS, engine=tiny.ScriptedEngine(model, tiny.half_right))
-    return folder / "out"
+    return tiny.made_run(tmp_path_factory.mktemp("run"), SETTINGS).path
 
 
 @pytest.fixture
@@ -103,6 +102,30 @@ def test_questions_of_the_run_are_left_out(run: Path, made: Path):
     with pytest.raises(UsageError, match="already asked every question of cities") as caught:
         evaluate_run(run, [QuestionSet("cities", tuple(own))], model, tools=tools(model))
     assert "--limit" in caught.value.remedy
+
+
+class Noting(NoProgress):
+    """Notes down what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_domains_outside_of_the_calibration_are_warned_of(run: Path):
+    model, noting = tiny.study(), Noting()
+    # These questions have no domain; those of the run are "made up".
+    done = evaluate_run(run, [asked(60)], model, tools=tools(model), progress=noting)
+    found = done.evaluation["datasets"]["towns"]
+    assert found["outside_domains"] == {"": found["n"]}
+    (said,) = noting.said
+    assert said.startswith("towns: The card was not calibrated on: (no domain). Risks there may be off")
+    assert "The card was not calibrated on 1 domain of" in (run / "report.html").read_text()
+    alike = [replace(question, domain="made up") for question in asked(60, 1100).questions]
+    evaluate_run(run, [QuestionSet("villages", tuple(alike))], model, tools=tools(model), progress=noting)
+    assert noting.said == [said]
 
 
 def test_the_run_s_own_data_set_gets_a_name_of_its_own(run: Path):

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import random
-import signal
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fake_impact
+import killing
 import planted
 import tiny
 from hneurons.answers.engine import Request, Sampling
@@ -38,9 +36,6 @@ from hneurons.studies.ledger import Ledger
 from hneurons.types import NeuronId, Region, Response
 
 QUICK = ImpactSettings(random_sets=2, bootstrap=200, limit=24, chunk=8, alphas=(0, 1, 2, 3), capability=())
-# Children are forked from a server that has imported the heavy libraries once.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["hneurons.studies.impact", "hneurons.studies.turned", "hneurons.report.page"])
 
 
 class Speaker:
@@ -266,40 +261,24 @@ def work(folder: str, kill: int | None = None) -> None:
     """The study on the planted model; `kill`: die at the n-th write that is synced to the disk."""
     torch.set_num_threads(1)
     if kill:
-        real, seen = os.fsync, 0
-
-        def fsync(handle: int) -> None:
-            nonlocal seen
-            seen += 1
-            if seen == kill:
-                os.kill(os.getpid(), signal.SIGKILL)
-            real(handle)
-
-        os.fsync = fsync
+        killing.die_at(kill)
     impact_module.plain_text = lambda: "The river runs along the old wall. " * 40
     options = QUICK.model_copy(update={"limit": 16, "capability": ("starter",), "capability_limit": 5})
     impact(folder, planted.YesNo(turns=3, unscaled_turns=1), planted.model(), options)
 
 
-def child(folder: Path, kill: int | None = None) -> int | None:
-    process = CONTEXT.Process(target=work, args=(str(folder), kill), daemon=True)
-    process.start()
-    process.join(120)
-    return process.exitcode
-
-
 def test_killed_again_and_again_it_ends_as_one_that_never_was(tmp_path: Path):
     model = planted.model()
     whole, out = (planted.write_run(tmp_path / name, model) for name in ("whole", "out"))
-    assert child(whole) == 0
+    assert killing.run(work, str(whole)) == 0
     rng, kills = random.Random(5), 0
     for at in [1, *(rng.randint(2, 7) for _ in range(4))]:
-        kills += child(out, at) == -signal.SIGKILL
+        kills += killing.run(work, str(out), at) == killing.KILLED
         text = out / "impact/yes-no.jsonl"
         if text.exists() and at % 2:  # what a kill in mid-line leaves
             text.write_bytes(text.read_bytes() + b'{"item": "i0')
     assert kills >= 4
-    assert child(out) == 0
+    assert killing.run(work, str(out)) == 0
     assert (out / "impact.json").read_bytes() == (whole / "impact.json").read_bytes()
     for name in ("yes-no", "capability"):
         assert sorted(map(str, lines(out, name))) == sorted(map(str, lines(whole, name)))

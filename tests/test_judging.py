@@ -20,6 +20,7 @@ from hneurons.types import Question, Verdict
 from llm_server import Fail, LLMServer, Say
 
 pytest.importorskip("openai")
+pytestmark = pytest.mark.usefixtures("no_figures")
 KEY = "sk-very-secret-5512"
 SETTINGS = IdentifySettings(
     samples=2, folds=3, random_sets=2, bootstrap=100, per_class=40, path_points=4, chunk=16, max_share=0.2, refits=2

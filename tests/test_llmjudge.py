@@ -1,8 +1,6 @@
 import inspect
 import json
 import unicodedata
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +8,6 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from hneurons.answers.batch import BatchJudge, BatchSpanFinder, find_all, judge_all
-from hneurons.answers.endpoint import Endpoint
 from hneurons.answers.judge import AliasJudge, Judge
 from hneurons.answers.llm import LLMClient
 from hneurons.answers.llmjudge import LLMJudge, LLMSpanFinder, align
@@ -20,19 +17,6 @@ from llm_server import Fail, LLMServer, Say
 
 CAPITAL = Question("q1", "What is the capital of France?", ("Paris", "City of Light"))
 INVENTED = Question("q2", "Who makes the medicine volor pri octacap?", ())
-
-
-@pytest.fixture
-def server() -> Iterator[LLMServer]:
-    with LLMServer(Say('{"verdict": "correct"}')) as running:
-        yield running
-
-
-@pytest.fixture
-def client(server: LLMServer, tmp_path: Path) -> Iterator[LLMClient]:
-    pytest.importorskip("openai", reason="needs the extra `judge`")
-    with LLMClient(Endpoint(model="m", base_url=server.url, timeout=5, retries=1), tmp_path) as made:
-        yield made
 
 
 def data(request: dict[str, Any]) -> dict[str, Any]:

@@ -289,6 +289,7 @@ def test_storage_grows_with_the_experts_reached_and_not_with_all(tmp_path: Path)
     assert sizes[1] < 1.5 * sizes[0]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_whole_run_on_a_mixture(tmp_path: Path):
     model = study("Qwen2MoeForCausalLM")
     path = tiny.write_questions(tmp_path / "questions.jsonl", 90)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -15,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from fake_run import HOSTILE, RTL, VARIANTS, write_run
 from hneurons.errors import RunError
 from hneurons.report import canvas, write_report
+from hneurons.report import page as report_page
+from hneurons.report.drawing import draw
 from hneurons.report.values import count, fixed, listed, per_mille, percent, plain, signed
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -68,6 +72,33 @@ class Page(HTMLParser):
         return [value for _, attribute, value in self.attributes if attribute == name]
 
 
+def svg_only(figure: Figure, folder: Path, name: str) -> str:
+    """As `canvas.save`, without the PNG, which takes as long again."""
+    text = canvas.svg(figure)
+    (folder / f"{name}.svg").write_text(text, encoding="utf-8")
+    return text
+
+
+@pytest.fixture
+def only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let reports hold these figures alone: the test is about them."""
+
+    def keep(*names: str) -> None:
+        def some(*arguments: Any) -> dict[str, Figure]:
+            return {name: figure for name, figure in draw(*arguments).items() if name in names}
+
+        monkeypatch.setattr(report_page, "draw", some)
+
+    return keep
+
+
+@pytest.fixture
+def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let figures be made but not rendered: the test is about something else."""
+    monkeypatch.setattr(canvas, "svg", lambda _: "<svg/>")
+    monkeypatch.setattr(canvas, "save", lambda *_: "<svg/>")
+
+
 def report(folder: Path, variant: str = "supported", **kwargs: Any) -> tuple[Page, Path]:
     path = write_report(write_run(folder / "run", variant, **kwargs))
     return Page(path.read_text(encoding="utf-8")), path.parent
@@ -80,14 +111,26 @@ def edit(run: Path, name: str, change: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Page, Path]]:
-    """The report of a variant, written once; not for tests that change the run."""
-    return cache(lambda variant: report(tmp_path_factory.mktemp("reports") / variant, variant))
+def supported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, Path]:
+    """A whole report; tests read it only."""
+    return report(tmp_path_factory.mktemp("supported"))
 
 
 @pytest.fixture(scope="module")
-def supported(reports: Callable[[str], tuple[Page, Path]]) -> tuple[Page, Path]:
-    return reports("supported")
+def reports(
+    supported: tuple[Page, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Page, Path]]:
+    """The report of a variant, written once; only that of `supported` has PNGs. Tests read them only."""
+
+    @cache
+    def make(variant: str) -> tuple[Page, Path]:
+        if variant == "supported":
+            return supported
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(canvas, "save", svg_only)
+            return report(tmp_path_factory.mktemp("reports") / variant, variant)
+
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +190,8 @@ def test_hostile_strings_are_text_everywhere(hostile: tuple[Page, Path]) -> None
 
 
 @pytest.mark.parametrize("text", ["a\x00b\x08\x1b[31m", "\ud83d alone", "\uffff", "]]>", "{{ 7 * 7 }}", "$\\frac{$"])
-def test_characters_that_no_document_may_hold_do_not_break_it(text: str, tmp_path: Path) -> None:
+def test_characters_that_no_document_may_hold_do_not_break_it(text: str, only: Any, tmp_path: Path) -> None:
+    only("funnel")  # it names what was dropped
     run = write_run(tmp_path / "run")
 
     def change(value: dict[str, Any]) -> None:
@@ -185,16 +229,21 @@ def test_inline_figures_follow_the_theme(supported: tuple[Page, Path]) -> None:
     assert "font-family" not in inline
 
 
-def test_the_same_run_gives_the_same_bytes(supported: tuple[Page, Path], tmp_path: Path) -> None:
+def test_the_same_run_gives_the_same_bytes_whatever_the_readers_matplotlibrc(
+    supported: tuple[Page, Path], tmp_path: Path
+) -> None:
+    import matplotlib as mpl
+
     def files(run: Path) -> dict[str, bytes]:
         return {p.name: p.read_bytes() for p in [run / "report.html", *(run / "figures").iterdir()]}
 
-    _, first = report(tmp_path / "a")
-    before = files(first)
-    assert before == files(supported[1])
-    write_report(first)
-    assert before == files(first)
-    assert not list(first.rglob("*.tmp"))
+    run = shutil.copytree(supported[1], tmp_path / "run")
+    (run / "report.html").unlink()
+    (run / "figures/roc-1.png").unlink()
+    with mpl.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path"}):
+        write_report(run)
+    assert files(run) == files(supported[1])
+    assert not list(run.rglob("*.tmp"))
 
 
 def test_numbers_are_those_of_the_files(supported: tuple[Page, Path]) -> None:
@@ -271,6 +320,7 @@ def test_the_page_is_accessible_in_its_bones(supported: tuple[Page, Path]) -> No
     assert "Gao, Chen, Xiao, Chen, Liu and Sun 2025" in html
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_no_h_neurons_is_said_not_drawn(tmp_path: Path) -> None:
     page, run = report(tmp_path, "no H-Neurons")
     assert "There are no H-Neurons" in page.words
@@ -284,7 +334,8 @@ def test_no_h_neurons_is_said_not_drawn(tmp_path: Path) -> None:
 def test_a_missing_number_is_a_dash(reports: Any) -> None:
     page, run = reports("nulls")
     assert "Accuracy at the threshold–not measured" in page.words
-    assert not (run / "figures" / "roc-1.png").exists()
+    assert "auroc-1.svg" in names(run / "figures")
+    assert "roc-1.svg" not in names(run / "figures")
 
 
 def places(value: Any, here: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -305,11 +356,10 @@ def without(value: Any, path: tuple[Any, ...]) -> None:
 
 
 # Values of one round are as far apart as can be, so that most of them are nulled in parts that are still there.
+@pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize(("name", "rounds"), [("run", 4), ("path", 3), ("neurons", 3), ("evaluation", 10)])
-def test_any_value_may_be_null(name: str, rounds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_value_may_be_null(name: str, rounds: int, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "several data sets" if name == "neurons" else "supported")
-    monkeypatch.setattr(canvas, "svg", lambda _: "<svg/>")
-    monkeypatch.setattr(canvas, "save", lambda *_: "<svg/>")
     text = (run / f"{name}.json").read_text(encoding="utf-8")
     # Deep ones first: what holds others would hide them.
     found = sorted(places(json.loads(text)), key=len, reverse=True)
@@ -322,15 +372,18 @@ def test_any_value_may_be_null(name: str, rounds: int, tmp_path: Path, monkeypat
         assert Page(write_report(run).read_text(encoding="utf-8")).tags["section"] >= 7
 
 
-def test_several_data_sets_start_with_the_one_the_neurons_came_from(tmp_path: Path) -> None:
+def test_several_data_sets_start_with_the_one_the_neurons_came_from(only: Any, tmp_path: Path) -> None:
+    third = [f"{name}-3" for name in ("auroc", "peers", "confounds", "reliability")]
+    only(*third)
     run = write_run(tmp_path / "run", "several data sets")
     edit(run, "run.json", lambda value: value["settings"].update(questions="nonexist"))
     html = write_report(run).read_text(encoding="utf-8")
     assert re.findall(r"<h3><bdi>(\w+)</bdi> <span", html) == ["nonexist", "starter", "nq_open"]
-    assert {f"{n}-3.svg" for n in ("auroc", "peers", "confounds", "reliability")} <= names(run / "figures")
+    assert {f"{name}.svg" for name in third} <= names(run / "figures")
 
 
-def test_experts_and_uneven_layers_are_shown(tmp_path: Path) -> None:
+def test_experts_and_uneven_layers_are_shown(only: Any, tmp_path: Path) -> None:
+    only("layers")
     run = write_run(tmp_path / "run")
 
     def change(card: dict[str, Any]) -> None:
@@ -343,6 +396,7 @@ def test_experts_and_uneven_layers_are_shown(tmp_path: Path) -> None:
     assert "neuron index within its expert" in page.text
 
 
+@pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize("missing", ["evaluation.json", "path.json", "neurons.json"])
 def test_a_run_that_misses_a_file_says_so(missing: str, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
@@ -373,6 +427,7 @@ def test_no_run_is_a_one_line_error_with_a_remedy(tmp_path: Path) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize("content", ["{", "[1]", '{"format": "hneurons.evaluation/9"}', "\xff", ""])
 def test_a_damaged_file_is_a_run_error_that_names_it(content: str, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
@@ -383,18 +438,11 @@ def test_a_damaged_file_is_a_run_error_that_names_it(content: str, tmp_path: Pat
     assert (run / "report.html").read_bytes() == before
 
 
-def test_a_matplotlibrc_of_the_reader_changes_nothing(supported: tuple[Page, Path], tmp_path: Path) -> None:
-    import matplotlib as mpl
-
-    with mpl.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path"}):
-        _, run = report(tmp_path)
-    assert (run / "report.html").read_bytes() == (supported[1] / "report.html").read_bytes()
-
-
 def test_the_report_needs_no_torch(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     code = (
-        "import sys; from pathlib import Path; from hneurons.report import write_report;"
+        "import sys; from pathlib import Path; from hneurons.report import page, write_report; draw = page.draw\n"
+        "page.draw = lambda *a: {name: f for name, f in draw(*a).items() if name == 'roc-1'}\n"  # one does
         "write_report(Path(sys.argv[1])); sys.exit(bool({'torch', 'matplotlib.pyplot'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code, str(run)], check=True)

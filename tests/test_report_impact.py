@@ -20,7 +20,9 @@ from matplotlib.figure import Figure
 
 from fake_impact import ALPHAS, WORLDS, impact_json
 from fake_run import HOSTILE, RTL, write_run
+from hneurons import results
 from hneurons.errors import RunError
+from hneurons.neurons.card import Card
 from hneurons.report import canvas, figures_impact, write_report
 from hneurons.report import page as report_page
 from hneurons.report.drawing import HALF, PHONE, WIDE
@@ -57,7 +59,8 @@ def whole() -> Json:
 def write(folder: Path, value: Json | None, variant: str = "supported") -> Path:
     run = write_run(folder / "run", variant)
     if value is not None:
-        (run / "impact.json").write_text(json.dumps(value), encoding="utf-8")
+        own = {**value, "card": Card.load(run / "neurons.json").neurons_hash}
+        (run / "impact.json").write_text(json.dumps(own), encoding="utf-8")
     return run
 
 
@@ -438,7 +441,7 @@ def test_any_value_may_be_null(rounds: int, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(canvas, "svg", lambda _: "<svg/>")
     monkeypatch.setattr(canvas, "save", lambda *_: "<svg/>")
     run = write(tmp_path, whole())
-    text = json.dumps(whole())
+    text = (run / "impact.json").read_text(encoding="utf-8")
     found = sorted(places(json.loads(text)), key=len, reverse=True)
     for start in range(rounds):
         value = json.loads(text)
@@ -456,6 +459,24 @@ def test_a_damaged_file_is_a_run_error_that_names_it(content: str, tmp_path: Pat
     (run / "impact.json").write_text(content, encoding="utf-8")
     with pytest.raises(RunError, match=r"impact\.json"):
         load(run)
+
+
+def test_a_study_of_other_neurons_is_not_shown(undrawn: None, tmp_path: Path) -> None:
+    run = write(tmp_path, whole())
+    path = run / "impact.json"
+    of_others = {**whole(), "card": "sha256:" + "0" * 64}
+    path.write_text(json.dumps(of_others), encoding="utf-8")
+    html = write_report(run).read_text(encoding="utf-8")
+    assert "Not shown. impact.json is of other H-Neurons than this run’s card." in plain(html)
+    assert "FalseQA" not in plain(section(html))
+    with pytest.raises(RunError, match="of other H-Neurons than the run's card"):
+        _ = results.Run(run).impact
+    del of_others["card"]  # nobody knows whose it is
+    path.write_text(json.dumps(of_others), encoding="utf-8")
+    html = write_report(run).read_text(encoding="utf-8")
+    assert "of other H-Neurons" not in html
+    assert "FalseQA" in plain(section(html))
+    assert results.Run(run).impact == of_others
 
 
 def test_a_run_is_complete_without_the_study(tmp_path: Path) -> None:

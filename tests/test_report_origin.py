@@ -13,15 +13,18 @@ from fake_origin import VARIANTS, write_origin
 from fake_run import write_run
 from hneurons.errors import RunError
 from hneurons.report import canvas, write_report
+from hneurons.report import page as report_page
 from hneurons.report.drawing import PHONE, WIDE
 from hneurons.report.drawing_origin import PAPER_RANKS, along, draw_origin
 from hneurons.report.folder import load
+from hneurons.results import Run
 from test_report import Page
 
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without drawings, which take longest."""
+    """Without other figures, and none rendered, which takes longest."""
+    monkeypatch.setattr(report_page, "draw", lambda run, width, half: draw_origin(run, width))
     monkeypatch.setattr(canvas, "svg", lambda _: "<svg/>")
     monkeypatch.setattr(canvas, "save", lambda *_: "<svg/>")
 
@@ -91,6 +94,23 @@ def test_without_a_study_there_is_no_section(tmp_path: Path, undrawn: None) -> N
     (run / "origin.json").write_text(json.dumps({"format": "hneurons.origin/9"}))
     with pytest.raises(RunError, match="origin/9"):
         write_report(run)
+
+
+def test_a_study_of_other_neurons_is_not_shown(tmp_path: Path, undrawn: None) -> None:
+    run = write_run(tmp_path / "run")
+    found = write_origin(run)
+    card = json.loads((run / "neurons.json").read_text())
+    card["neurons"][0]["weight"] *= 2
+    (run / "neurons.json").write_text(json.dumps(card))
+    html = write_report(run).read_text(encoding="utf-8")
+    assert 'id="origin"' not in html
+    assert "origin.json is of other H-Neurons than this run’s card." in html
+    with pytest.raises(RunError, match="of other H-Neurons than the run's card"):
+        _ = Run(run).origin
+    del found["card"]  # as an older version wrote it
+    (run / "origin.json").write_text(json.dumps(found))
+    assert 'id="origin"' in write_report(run).read_text(encoding="utf-8")
+    assert Run(run).origin == found
 
 
 @pytest.mark.parametrize("width", [WIDE, PHONE])

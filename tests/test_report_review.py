@@ -13,6 +13,7 @@ import pytest
 
 from fake_run import write_run
 from hneurons.report import canvas, figures_review, write_report
+from hneurons.report import page as report_page
 from hneurons.report.drawing import PHONE, WIDE
 from hneurons.report.drawing_review import draw_review, matrix
 from hneurons.report.folder import Run, load
@@ -24,12 +25,13 @@ Made = tuple[str, str, dict[str, Any], Run]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
-    """HTML, text, evaluation.json and run of a variant; without drawings, which test_report.py looks at."""
+    """HTML, text, evaluation.json and run of a variant; without other figures, and none rendered."""
 
     @cache
     def make(variant: str) -> Made:
         run = write_run(tmp_path_factory.mktemp("review") / "run", variant)
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(report_page, "draw", draw_review)
             patch.setattr(canvas, "svg", lambda _: "<svg/>")
             patch.setattr(canvas, "save", lambda *_: "<svg/>")
             html = write_report(run).read_text(encoding="utf-8")
@@ -168,6 +170,8 @@ def test_calibration_and_promises_show_what_was_achieved(made: Callable[[str], M
     assert "starter above, but not by more than chance 6.1 %" in text
     assert "1 domain has enough validation answers" in text
     assert "2 are left to the common one" in text
+    assert "On the 61 test answers of that domain the Brier score is 0.190 [0.140, 0.240] by its own and 0.210" in text
+    assert "by the common one, a difference of −0.020 [−0.030, −0.010]" in text
     assert "not calibrated on 1 domain of starter (nowhere 7)" in text.replace(" )", ")").replace("( ", "(")
 
 

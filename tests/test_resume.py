@@ -1,15 +1,12 @@
 """A run that is killed, again and again, ends as one that never was."""
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
 import signal
 import time
 import zlib
-from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -18,24 +15,15 @@ import torch
 
 import tiny
 from hneurons.questions.sources import QuestionSet
+from hneurons.report import page
 from hneurons.runfolder import RunFolder
 from hneurons.settings import IdentifySettings
 from hneurons.studies.collect import Tools
 from hneurons.studies.evaluate import evaluate_run
 from hneurons.studies.identify import identify
 from hneurons.types import REGIONS, Question, Verdict
+from killing import KILLED, begin, die_at, run
 
-# Children are forked from a server that has imported the heavy libraries once.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    [
-        "hneurons.studies.evaluate",
-        "hneurons.studies.identify",
-        "hneurons.answers.hf",
-        "hneurons.report.page",
-        "matplotlib.pyplot",
-    ]
-)
 SETTINGS = IdentifySettings(
     samples=3, folds=3, random_sets=4, bootstrap=100, per_class=40, path_points=5, chunk=8, max_share=0.2,
     temperature=0.8, max_new_tokens=6, batch_tokens=600,
@@ -54,9 +42,10 @@ class QuestionJudge:
 
 def work(out: str, kill: tuple[str, int] | None = None) -> None:
     """Identify with the real engine; `kill`: die at the n-th write that a stage syncs to the disk."""
-    torch.set_num_threads(1)
+    begin_quietly()
     if kill:
-        os.fsync = killer(Path(out), *kill)
+        stage, at = kill
+        die_at(at, lambda: reached(Path(out), stage))
     questions = tiny.write_questions(Path(out).parent / f"cities-{os.getpid()}.jsonl", 84)
     questions = questions.rename(Path(out).parent / "cities.jsonl")
     Path(f"{out}.ready").touch()
@@ -65,9 +54,9 @@ def work(out: str, kill: tuple[str, int] | None = None) -> None:
 
 def look_elsewhere(out: str, kill: int | None = None) -> None:
     """Evaluate on two other data sets; `kill`: die at the n-th write that is synced to the disk."""
-    torch.set_num_threads(1)
+    begin_quietly()
     if kill:
-        os.fsync = counter(kill)
+        die_at(kill)
     sets = [
         QuestionSet(name, tuple(Question(f"{name}{i}", f"Which {name} is number {i}?", ("Yes",)) for i in range(60)))
         for name in ("town", "river")
@@ -76,31 +65,15 @@ def look_elsewhere(out: str, kill: int | None = None) -> None:
     evaluate_run(out, sets, tiny.study(), tools=tools)
 
 
-def counter(at: int) -> Callable[[int], None]:
-    real, seen = os.fsync, 0
-
-    def fsync(handle: int) -> None:
-        nonlocal seen
-        seen += 1
-        if seen == at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        real(handle)
-
-    return fsync
+def begin_quietly() -> None:
+    """One thread, and reports without figures."""
+    torch.set_num_threads(1)
+    page.draw = lambda *_: {}
 
 
-def killer(out: Path, stage: str, at: int) -> Callable[[int], None]:
-    real, seen = os.fsync, 0
-
-    def fsync(handle: int) -> None:
-        nonlocal seen
-        if state(out).get(stage) == "running" or (stage == "start" and not state(out)):
-            seen += 1
-            if seen == at:
-                os.kill(os.getpid(), signal.SIGKILL)
-        real(handle)
-
-    return fsync
+def reached(out: Path, stage: str) -> bool:
+    now = state(out)
+    return now.get(stage) == "running" or (stage == "start" and not now)
 
 
 def state(out: Path) -> dict[str, str]:
@@ -112,23 +85,15 @@ def state(out: Path) -> dict[str, str]:
     return {name: stage["state"] for name, stage in stages.items()}
 
 
-def begin(out: Path, kill: tuple[str, int] | None = None) -> BaseProcess:
-    child = CONTEXT.Process(target=work, args=(str(out), kill), daemon=True)
-    child.start()
-    return child
-
-
 def finish(out: Path) -> None:
-    child = begin(out)
-    child.join(120)
-    assert child.exitcode == 0
+    assert run(work, str(out)) == 0
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     """A run that nobody disturbed, and how long it took."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    child = begin(out)
+    child = begin(work, str(out))
     while not Path(f"{out}.ready").exists():
         time.sleep(0.01)
     began = time.monotonic()
@@ -163,7 +128,7 @@ def test_killed_at_random_moments(whole: tuple[Path, float], tmp_path: Path):
     while len(killed) < 5:
         ready = Path(f"{out}.ready")
         ready.unlink(missing_ok=True)
-        child = begin(out)
+        child = begin(work, str(out))
         while not ready.exists():
             time.sleep(0.005)
         child.join(rng.uniform(0.02, 0.35) * whole[1])
@@ -172,7 +137,7 @@ def test_killed_at_random_moments(whole: tuple[Path, float], tmp_path: Path):
         assert child.pid
         os.kill(child.pid, signal.SIGKILL)
         child.join()
-        assert child.exitcode == -signal.SIGKILL
+        assert child.exitcode == KILLED
         killed.append(next((name for name, now in state(out).items() if now == "running"), "before"))
     assert len(killed) >= 3
     finish(out)
@@ -189,18 +154,14 @@ def test_killed_in_every_stage(whole: tuple[Path, float], tmp_path: Path):
     assert {stage for stage, _ in POINTS} == set(state(whole[0]))
     out = tmp_path / "out"
     for point in POINTS:
-        child = begin(out, point)
-        child.join(120)
-        assert child.exitcode == -signal.SIGKILL, point
+        assert run(work, str(out), point) == KILLED, point
         assert state(out)[point[0]] == "running"
     finish(out)
     check_same(out, whole[0])
 
 
 def test_killed_while_the_manifest_is_first_written(whole: tuple[Path, float], tmp_path: Path):
-    child = begin(tmp_path / "out", ("start", 1))
-    child.join(120)
-    assert child.exitcode == -signal.SIGKILL
+    assert run(work, str(tmp_path / "out"), ("start", 1)) == KILLED
     assert not (tmp_path / "out/run.json").exists()
     finish(tmp_path / "out")
     check_same(tmp_path / "out", whole[0])
@@ -209,19 +170,13 @@ def test_killed_while_the_manifest_is_first_written(whole: tuple[Path, float], t
 def test_evaluate_killed_again_and_again(whole: tuple[Path, float], tmp_path: Path):
     reference, out = (shutil.copytree(whole[0], tmp_path / name) for name in ("reference", "out"))
 
-    def evaluate(folder: Path, kill: int | None = None) -> int | None:
-        child = CONTEXT.Process(target=look_elsewhere, args=(str(folder), kill), daemon=True)
-        child.start()
-        child.join(120)
-        return child.exitcode
-
-    assert evaluate(reference) == 0
+    assert run(look_elsewhere, str(reference)) == 0
     kills = 0
     for at in (1, 4, 9, 14, 23, 8, 12, 3):
-        kills += evaluate(out, at) == -signal.SIGKILL
+        kills += run(look_elsewhere, str(out), at) == KILLED
         json.loads((out / "evaluation.json").read_text())
     assert kills >= 6
-    assert evaluate(out) == 0
+    assert run(look_elsewhere, str(out)) == 0
     assert set(json.loads((out / "evaluation.json").read_text())["datasets"]) == {"cities", "town", "river"}
     assert (out / "evaluation.json").read_bytes() == (reference / "evaluation.json").read_bytes()
     for name in ("town/responses.jsonl", "river/examples.jsonl"):

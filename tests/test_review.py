@@ -24,6 +24,7 @@ from hneurons.studies.review import Reviewer, peer_data, score_rewrites
 from hneurons.studies.verbosity import Cell, rewrites
 from hneurons.types import Question, Span
 
+pytestmark = pytest.mark.usefixtures("no_figures")
 SETTINGS = IdentifySettings(
     samples=3, folds=3, random_sets=2, bootstrap=100, per_class=40, path_points=4, chunk=16, max_share=0.2, refits=4
 )
@@ -111,6 +112,8 @@ def test_every_part_is_there_or_says_why(data: Collection):
     evaluation = Run(data.folder.path).evaluation
     for part in ("stability", "domain_calibration", "guarantees", "transfer", "verbosity"):
         assert evaluation[part], part
+    by_domain = evaluation["domain_calibration"]
+    assert (by_domain["test"] is None) == (not by_domain["covered"])
     promise = evaluation["guarantees"]["unflagged"]
     assert promise["guarantee"] or (promise["problem"] and promise["remedy"])
     assert len(evaluation["stability"]["bootstrap"]["neurons"]) >= len(Run(data.folder.path).card.h_neurons)

@@ -10,7 +10,7 @@ import torch
 
 import tiny
 from hneurons.answers.text import decode
-from hneurons.errors import BusyError, ClosedError, UsageError
+from hneurons.errors import BusyError, ClosedError, PromptTooLongError, UsageError
 from hneurons.live.jobs import Done, Event, Failed, Job, Message, Piece, Policy
 from hneurons.live.service import BatchService, events
 from hneurons.models.load import StudyModel
@@ -263,7 +263,6 @@ def test_too_many_jobs_are_refused_and_a_closed_service_takes_none():
         (ask("Who?", alpha=-1.0), "alpha must be between"),
         (ask("Who?", alpha=float("nan")), "alpha must be between"),
         (ask("Who?", policy=Policy("regenerate", alpha=1e9)), "alpha must be between"),
-        (ask("word " * 300), "reads 256"),
         (ask("Who?", max_tokens=0), "max_tokens"),
         (Job(""), "empty"),
         (Job(()), "empty"),
@@ -272,6 +271,11 @@ def test_too_many_jobs_are_refused_and_a_closed_service_takes_none():
 def test_bad_jobs_are_refused_at_once(job: Job, message: str):
     with service() as made, pytest.raises(UsageError, match=message):
         made.submit(job, lambda _: None)
+
+
+def test_a_prompt_without_room_for_a_response_is_refused():
+    with service() as made, pytest.raises(PromptTooLongError, match="reads 256"):
+        made.submit(ask("word " * 300), lambda _: None)
 
 
 def test_a_response_ends_where_the_context_does():

@@ -16,10 +16,10 @@ from hneurons.neurons.probe import Fit
 from hneurons.runfolder import RunFolder
 from hneurons.settings import PRESETS, IdentifySettings, identify_settings
 from hneurons.studies.collect import Collection, Tools
-from hneurons.studies.identify import identify
 from hneurons.studies.suppression import Suppression
 from hneurons.types import Response
 
+pytestmark = pytest.mark.usefixtures("no_figures")
 SETTINGS = IdentifySettings(
     samples=3, folds=3, random_sets=2, bootstrap=100, per_class=40, path_points=4, chunk=16, max_share=0.2,
     suppression_questions=12, max_new_tokens=4,
@@ -56,10 +56,7 @@ def fit(columns: list[int], weights: list[float]) -> Fit:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model, folder = tiny.study(), tmp_path_factory.mktemp("run")
-    questions = tiny.write_questions(folder / "cities.jsonl", 90)
-    identify(model, questions, folder / "out", SETTINGS, engine=tiny.ScriptedEngine(model, tiny.half_right))
-    return folder / "out"
+    return tiny.made_run(tmp_path_factory.mktemp("run"), SETTINGS).path
 
 
 def collection(folder: Path) -> Collection:
@@ -123,10 +120,7 @@ def test_the_joint_rule_takes_the_largest_sum():
 
 
 def test_identify_with_the_paper_s_preset(tmp_path: Path):
-    model = tiny.study()
-    settings = SETTINGS.model_copy(update=PRESETS["paper"])
-    questions = tiny.write_questions(tmp_path / "cities.jsonl", 90)
-    run = identify(model, questions, tmp_path / "out", settings, engine=tiny.ScriptedEngine(model, tiny.half_right))
+    run = tiny.made_run(tmp_path, SETTINGS.model_copy(update=PRESETS["paper"]))
     path = json.loads((run.path / "path.json").read_text())
     assert path["rule"] == JOINT
     # The random model itself answers nothing right, whatever is silenced.

@@ -256,6 +256,7 @@ class Thinker(tiny.ScriptedEngine):
         return made
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_whole_run_of_a_reasoning_model(tmp_path: Path):
     model = reasoner()
     path = tiny.write_questions(tmp_path / "questions.jsonl", 90)

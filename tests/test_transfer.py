@@ -20,6 +20,7 @@ from hneurons.settings import IdentifySettings
 from hneurons.stats import Interval
 from hneurons.studies import transfer as module
 from hneurons.studies.transfer import (
+    domain_calibration_test,
     domain_counts,
     outside_domains,
     per_domain_calibration,
@@ -203,8 +204,31 @@ def test_each_large_domain_has_a_calibration_of_its_own():
     assert risk_in(found, np.array([3.0]), "geo")[0] > 0.95
     np.testing.assert_allclose(risk_in(found, scores[law], "law").mean(), 0.5, atol=0.03)
     want = calibrate(scores, label).risk([1.5])[0]
-    assert risk_in(found, np.array([1.5]), "art")[0] == pytest.approx(want)
-    assert risk_in(found, np.array([1.5]), "never seen")[0] == pytest.approx(want)
+    for name in ("art", "never seen", None):
+        assert risk_in(found, np.array([1.5]), name)[0] == pytest.approx(want)
+
+
+def test_what_calibrating_by_domain_is_worth_is_measured_on_test_answers():
+    found = per_domain_calibration(*domains_of(np.random.default_rng(0)))
+    scores, label, names = domains_of(np.random.default_rng(1))
+    clusters = list(range(len(names)))
+    test = domain_calibration_test(found, scores, label, names, clusters, draws=200, seed=0)
+    assert json.loads(dumps(test)) == test
+    assert test["n"] == 400
+    covered = np.array([name != "art" for name in names])
+    for key, domains in (("own", names), ("pooled", [None] * len(names))):
+        risks = np.array([risk_in(found, scores[[i]], name)[0] for i, name in enumerate(domains)])[covered]
+        squared = (risks - label[covered]) ** 2
+        halves = [squared[label[covered] == value].mean() for value in (False, True)]  # classes of equal size
+        assert test[key]["value"] == pytest.approx(np.mean(halves), abs=1e-6)
+    # "law" is off by 3, which the common one can't know.
+    assert test["difference"]["value"] == pytest.approx(test["own"]["value"] - test["pooled"]["value"], abs=2e-6)
+    assert test["difference"]["high"] < 0
+    rows = np.flatnonzero(~covered)
+    few = domain_calibration_test(
+        found, scores[rows], label[rows], ["art"] * len(rows), rows.tolist(), draws=20, seed=0
+    )
+    assert few is None
 
 
 def test_too_few_examples_even_to_pool():
@@ -224,16 +248,14 @@ def card(**provenance: Any) -> Card:
 def test_domains_that_a_card_was_not_calibrated_on():
     known = card(domains=domain_counts(["geo", "art", "geo"]))
     assert known.provenance["domains"] == {"art": 1, "geo": 2}
-    assert outside_domains(known, ["geo", "law", "art", "law", "bio"]) == ["bio", "law"]
-    assert outside_domains(known, ["geo"]) == []
-    assert warning(known, ["geo", "art"]) == ""
-    assert "not calibrated on: bio, law. " in warning(known, ["law", "geo", "bio"])
-    assert "(no domain)" in warning(known, [""])
-    assert outside_domains(card(domains={"geo": 0}), ["geo"]) == ["geo"]
+    assert outside_domains(known, ["geo", "law", "art", "law", "bio"]) == {"bio": 1, "law": 2}
+    assert outside_domains(known, ["geo"]) == {}
+    assert outside_domains(card(domains={"geo": 0}), ["geo"]) == {"geo": 1}
+    assert outside_domains(card(), ["law", "geo"]) == {}, "it doesn't say"
 
 
-def test_a_card_that_does_not_say():
-    silent = card()
-    assert outside_domains(silent, ["law", "geo"]) == ["geo", "law"]
-    assert "doesn't say which domains" in warning(silent, ["geo"])
-    assert warning(silent, []) == ""
+def test_the_warning_names_some_of_them():
+    assert warning({}) == ""
+    assert "not calibrated on: bio, law. " in warning({"bio": 1, "law": 2})
+    assert "(no domain)" in warning({"": 3})
+    assert "not calibrated on: a, b, c, d, e and 2 more. " in warning(dict.fromkeys("abcdefg", 1))

@@ -19,6 +19,8 @@ from torch import nn
 from hneurons.answers.engine import Request, Sampling, uniforms
 from hneurons.models.ffn import find_ffns
 from hneurons.models.load import StudyModel
+from hneurons.results import Run
+from hneurons.settings import IdentifySettings
 from hneurons.types import Question, Response, Span
 
 HIDDEN, LAYERS, WIDTH = 32, 3, 48
@@ -247,3 +249,11 @@ def half_right(question: Question, sample: int) -> str:
 def right(question: Question) -> bool:
     """Whether `half_right` answers this question right."""
     return zlib.crc32(f"half {question.id}".encode()) % 2 == 0
+
+
+def made_run(folder: Path, settings: IdentifySettings, count: int = 90) -> Run:
+    """A complete run, `folder`/out, of the tiny Llama; it answers half of `folder`/cities.jsonl right."""
+    from hneurons.studies.identify import identify
+
+    model, questions = study(), write_questions(folder / "cities.jsonl", count)
+    return identify(model, questions, folder / "out", settings, engine=ScriptedEngine(model, half_right))

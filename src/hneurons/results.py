@@ -8,6 +8,7 @@ from typing import Any
 
 from hneurons.errors import RunError
 from hneurons.extras import need
+from hneurons.intervals import shown, spread
 from hneurons.neurons.card import Card
 from hneurons.runfolder import Json, RunFolder, read_json
 
@@ -35,10 +36,8 @@ class Run:
 
     @property
     def impact(self) -> Json:
-        """The impact study: impact.json."""
-        if not (self.path / "impact.json").exists():
-            raise RunError(f"{self.path} has no impact study.", "Make one with `hneurons impact`.")
-        return read_json(self.path / "impact.json")
+        """The impact study: impact.json. Raises RunError if there is none, or it is of other H-Neurons."""
+        return self._study("impact")
 
     @property
     def verdict(self) -> str:
@@ -58,17 +57,24 @@ class Run:
 
     @property
     def origin(self) -> Json:
-        """The origin study: origin.json."""
-        path = self.path / "origin.json"
-        if not path.exists():
-            raise RunError(f"{self.path} has no origin study.", "Run `hneurons origin` on it first.")
-        return read_json(path)
+        """The origin study: origin.json. Raises RunError if there is none, or it is of other H-Neurons."""
+        return self._study("origin")
 
     def trace(self, *base: Any, **options: Any) -> Run:
         """Trace the H-Neurons to other checkpoints: see `hneurons.studies.origin.origin`, which loads torch."""
         from hneurons.studies.origin import origin
 
         return origin(self, base, **options)
+
+    def _study(self, name: str) -> Json:
+        path = self.path / f"{name}.json"
+        if not path.exists():
+            raise RunError(f"{self.path} has no {name} study.", f"Make one with `hneurons {name}`.")
+        found = read_json(path)
+        # Older versions didn't record whose neurons they studied.
+        if found.get("card") not in (None, self.card.neurons_hash):
+            raise RunError(f"{path} is of other H-Neurons than the run's card.", f"Run `hneurons {name}` again.")
+        return found
 
     def rows(self) -> list[Json]:
         """One flat row a classifier and data set: AUROC and accuracy with their intervals."""
@@ -90,8 +96,8 @@ class Run:
             random, own = data["random"]["uniform"], data["h_neurons"]
             lines.append(
                 (
-                    name, f"{data['n']:,}", _spread(random["accuracy"], 100, 1), _interval(own["accuracy"], 100, 1),
-                    _spread(random["auroc"]), _interval(own["auroc"]),
+                    name, f"{data['n']:,}", spread(random["accuracy"], 100, 1), shown(own["accuracy"], 100, 1),
+                    spread(random["auroc"]), shown(own["auroc"]),
                 )
             )  # fmt: skip
         widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
@@ -137,16 +143,3 @@ def _row(data: str, classifier: str, values: Json) -> Json:
 
 def _bounds(row: Json) -> str:
     return f"{row['auroc_low']:.3f} to {row['auroc_high']:.3f}" if row.get("auroc_low") is not None else ""
-
-
-def _spread(values: list[float], times: float = 1, digits: int = 3) -> str:
-    """Mean and range of several numbers."""
-    mean, low, high = (times * value for value in (sum(values) / len(values), min(values), max(values)))
-    return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
-
-def _interval(interval: Json, times: float = 1, digits: int = 3) -> str:
-    if interval["low"] is None:
-        return "undefined"
-    value, low, high = (times * interval[key] for key in ("value", "low", "high"))
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"

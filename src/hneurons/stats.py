@@ -108,7 +108,7 @@ class Bootstrap:
 
     def interval(self, metric: Metric, scores: ArrayLike) -> Interval:
         """Percentile interval of the metric."""
-        return self._interval(*self.distribution(metric, scores))
+        return percentile_interval(*self.distribution(metric, scores), len(self.positive))
 
     def difference(self, metric: Metric, scores: ArrayLike, others: Sequence[ArrayLike]) -> Interval:
         """The metric of `scores` minus the mean metric of `others`, paired over the same resamples."""
@@ -116,12 +116,7 @@ class Bootstrap:
         rest = [self.distribution(metric, other) for other in others]
         mean_point = float(np.mean([value for value, _ in rest]))
         mean_draws = np.mean([values for _, values in rest], axis=0)
-        return self._interval(point - mean_point, draws - mean_draws)
-
-    def _interval(self, point: float, draws: Floats) -> Interval:
-        known = draws[np.isfinite(draws)]
-        low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (math.nan, math.nan)
-        return Interval(point, float(low), float(high), len(self.positive))
+        return percentile_interval(point - mean_point, draws - mean_draws, len(self.positive))
 
 
 def quantile_groups(values: Floats, most: int) -> NDArray[np.intp]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from hneurons.intervals import shown
 from hneurons.runfolder import Json
 
 RANDOM = {"uniform": "uniform", "layer_matched": "layer-matched"}
@@ -37,7 +38,7 @@ def _benchmark(data: Json) -> str:
             ]
         ),
         f"Slope, points a unit of alpha: {_points(own['slope'])}; up to alpha 1 {_points(own['slope_below_1'])}, "
-        f"from 1 on {_points(own['slope_above_1'])}. Spearman {_plain(own['spearman'])}.",
+        f"from 1 on {_points(own['slope_above_1'])}. Spearman {shown(own['spearman'], digits=2)}.",
     ]
     for kind, label in RANDOM.items():
         random = data["random"][kind]
@@ -55,7 +56,7 @@ def _benchmark(data: Json) -> str:
         lines.append(f"Smallest slope that this many items would show: {100 * smallest:.2f}.")
     if data["agreement"]:
         agreement = data["agreement"]
-        lines.append(f"Judges {' and '.join(agreement['judges'])}: kappa {_plain(agreement['kappa'])}.")
+        lines.append(f"Judges {' and '.join(agreement['judges'])}: kappa {shown(agreement['kappa'], digits=2)}.")
     lines.append(f"Verdict: {data['verdict']['sentence']}")
     return "\n".join(lines)
 
@@ -108,13 +109,4 @@ def _bounds(interval: Json) -> str:
 
 
 def _points(interval: Json) -> str:
-    if interval["low"] is None:
-        return "undefined"
-    value, low, high = (100 * interval[key] for key in ("value", "low", "high"))
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def _plain(interval: Json) -> str:
-    if interval["low"] is None:
-        return "undefined"
-    return f"{interval['value']:.2f} [{interval['low']:.2f}, {interval['high']:.2f}]"
+    return shown(interval, 100, 2)

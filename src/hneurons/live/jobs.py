@@ -203,8 +203,8 @@ class Service(Protocol):
         """Take a job on; any thread may call this.
 
         Raises:
-            UsageError: a bad alpha, an empty prompt, a prompt that leaves no room in the context, or a conversation
-                that the model's template refuses.
+            UsageError: a bad alpha, an empty prompt, or a conversation that the model's template refuses.
+            PromptTooLongError: a prompt that leaves no room in the context.
             BusyError: too many jobs wait.
             ClosedError: the service takes no more jobs.
         """

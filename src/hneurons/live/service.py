@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Generator
 from typing import Any
 
-from hneurons.errors import BusyError, ClosedError, UsageError
+from hneurons.errors import BusyError, ClosedError, PromptTooLongError, UsageError
 from hneurons.live.batch import Batch
 from hneurons.live.jobs import Done, Event, Failed, Job, Listener, Service
 from hneurons.live.monitor import Monitor
@@ -119,7 +119,7 @@ class BatchService:
             raise UsageError("The prompt is empty.", "Give some text.")
         room = self.context - len(ids)
         if room < 1:
-            raise UsageError(
+            raise PromptTooLongError(
                 f"The prompt has {len(ids):,} tokens; {self.name} reads {self.context:,} with the response.",
                 "Shorten it.",
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from hneurons.layout import Layout, spread
 from hneurons.neurons import risk
 from hneurons.neurons.matrix import Matrix
 from hneurons.neurons.risk import Guarantee, Part
-from hneurons.runfolder import write_text
+from hneurons.runfolder import hash_json, write_text
 from hneurons.types import NeuronId
 
 CARD_FORMAT = "hneurons.card/1"
@@ -110,6 +111,15 @@ class HNeurons(list[WeightedNeuron]):
         return f"{len(self)} of {self.total:,} ({1000 * self.share:.2f} per mille)"
 
 
+def neurons_hash(neurons: Iterable[tuple[float, float | None, float, float]]) -> str:
+    """A hash of layer, expert, index and weight of neurons, in any order: studies record by it whose they are."""
+    rows = sorted(
+        [int(layer), -1 if expert is None else int(expert), int(index), float(weight)]
+        for layer, expert, index, weight in neurons
+    )
+    return hash_json(rows)
+
+
 class Card(Part):
     """H-Neurons of one model, with the probe they come from and what it was worth."""
 
@@ -135,6 +145,11 @@ class Card(Part):
     def weights(self) -> Floats:
         """Weight of each entry of `neurons`."""
         return np.array([neuron.weight for neuron in self.neurons], dtype=np.float64)
+
+    @property
+    def neurons_hash(self) -> str:
+        """What tells these neurons, with their weights, from those of another card."""
+        return neurons_hash((n.layer, n.expert, n.index, n.weight) for n in self.neurons)
 
     def score(self, features: Matrix) -> Floats:
         """Probe score of each row of contributions: (rows, all neurons) -> (rows,)."""

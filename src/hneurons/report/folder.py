@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hneurons.errors import RunError
+from hneurons.neurons.card import neurons_hash
 from hneurons.report.values import items, mapping, number
 from hneurons.runfolder import Json, read_json, storage_errors
 
@@ -30,6 +31,8 @@ class Run:
     """Empty in a run without an impact study."""
     origin: Json = field(default_factory=dict[str, Any])
     """Empty in a run without an origin study."""
+    stale: tuple[str, ...] = ()
+    """Studies whose file is of other H-Neurons than the card, and therefore empty here."""
 
     @property
     def unfinished(self) -> list[str]:
@@ -90,5 +93,15 @@ def load(run_dir: Path) -> Run:
     files = {n: _read(run_dir / f"{n}.json", f"hneurons.{formats.get(n, n)}/1") if there[n] else {} for n in names}
     missing = tuple(name for name in STAGES if not there[name.removesuffix(".json")])
     run = _read(run_dir / "run.json", "hneurons.run/1")
-    return Run(run=run, path=files["path"], card=files["neurons"], evaluation=files["evaluation"], missing=missing,
-               impact=files["impact"], origin=files["origin"])  # fmt: skip
+    found = Run(run=run, path=files["path"], card=files["neurons"], evaluation=files["evaluation"], missing=missing,
+                impact=files["impact"], origin=files["origin"])  # fmt: skip
+    stale = {name: {} for name in ("impact", "origin") if _of_others(files[name], found)}
+    return replace(found, stale=tuple(stale), **stale)
+
+
+def _of_others(study: Json, run: Run) -> bool:
+    """Whether a study is of other H-Neurons than those of the card; older versions didn't record whose."""
+    if not run.card or study.get("card") is None:
+        return False
+    own = neurons_hash((e["layer"], number(e.get("expert")), e["index"], e["weight"]) for e in run.neurons)
+    return study["card"] != own

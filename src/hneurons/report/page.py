@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 import xml.etree.ElementTree as ET
+from functools import cache
 from pathlib import Path
 
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
@@ -67,7 +68,9 @@ def inline(svg: str, name: str, alt: str) -> Markup:
     return Markup(ET.tostring(root, encoding="unicode"))
 
 
-def _render(run: Run, drawn: dict[str, dict[str, str]]) -> str:
+@cache
+def _environment() -> Environment:
+    """The templates, compiled once."""
     # Undefined chains because any number may be missing from a partial run; it then shows as an en dash.
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
@@ -75,15 +78,18 @@ def _render(run: Run, drawn: dict[str, dict[str, str]]) -> str:
     )  # fmt: skip
     filters = (fixed, signed, count, per_mille, percent, plain, listed, number, points)
     environment.filters.update({f.__name__: f for f in filters})
+    return environment
 
+
+def _render(run: Run, drawn: dict[str, dict[str, str]]) -> str:
     def figure(name: str, alt: str) -> Markup:
         variants = drawn[name].items()
         return Markup("\n").join(inline(text, f"{name}-{variant}", alt) for variant, text in variants)
 
     command = run.run.get("command")
-    return environment.get_template("page.html.j2").render(
+    return _environment().get_template("page.html.j2").render(
         run=run.run, path=run.path, card=run.card, evaluation=run.evaluation, unfinished=run.unfinished,
-        missing=run.missing, datasets=run.datasets, neurons=run.neurons, h_neurons=run.h_neurons,
+        missing=run.missing, stale=run.stale, datasets=run.datasets, neurons=run.neurons, h_neurons=run.h_neurons,
         reasons=REASONS, figures=set(drawn), figure=figure, review=review(run), impact=impact(run),
         origin=origin(run),
         command=shlex.join(map(str, command)) if isinstance(command, list) else command,

@@ -32,6 +32,7 @@ from hneurons.studies.controls import Controls, make_controls
 from hneurons.studies.evaluate import folder_name, keep_balanced, recorded_settings, verdict_counts
 from hneurons.studies.existence import evaluate
 from hneurons.studies.identify import identify
+from hneurons.studies.records import question_from_json
 from hneurons.studies.tables import EvaluationData
 from hneurons.types import Example, Question
 
@@ -77,7 +78,7 @@ class Plan:
 def read_questions(folder: Path) -> tuple[Question, ...]:
     """The questions of a run or of a data set of one, as they were used."""
     rows = RunFolder(folder).journal("questions.jsonl").read()
-    return tuple(Question(r["id"], r["question"], tuple(r["answers"]), r["domain"]) for r in rows)
+    return tuple(map(question_from_json, rows))
 
 
 def unseen(

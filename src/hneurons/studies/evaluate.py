@@ -17,6 +17,7 @@ from hneurons.answers.judge import JUDGES
 from hneurons.answers.normalise import normalise
 from hneurons.errors import HNeuronsError, RunError, TooFewExamplesError, UsageError
 from hneurons.models.load import StudyModel, as_study_model
+from hneurons.neurons.card import Card
 from hneurons.neurons.choose import TrainingData
 from hneurons.progress import Progress, default_progress
 from hneurons.questions.sources import QuestionSet, load_questions
@@ -25,8 +26,10 @@ from hneurons.runfolder import Json, RunFolder, hash_json, write_json
 from hneurons.settings import IdentifySettings
 from hneurons.studies.collect import Collection, Tools
 from hneurons.studies.judging import LLM, Judging, agree, needs_agreement
+from hneurons.studies.records import question_from_json
 from hneurons.studies.review import Reviewer
-from hneurons.types import Label, Question, Verdict
+from hneurons.studies.transfer import warning
+from hneurons.types import Label, Verdict
 
 PER_CLASS = 500
 LEAST = 10
@@ -75,14 +78,11 @@ def evaluate_run(
         folder.load()
         evaluation = run.evaluation  # complains if the run isn't complete
         card = run.card
-        described = study.describe()
-        card.check_fits(described)
-        if described["config_hash"] != run.manifest["model"]["config_hash"]:
-            raise RunError(f"{study.name} is not the model of {run.path}: its configuration differs.", "Give that one.")
+        check_model(study, card, folder)
         tools = tools or tools_of(run.manifest)
         asked = _Asked.of(folder)
         rows = folder.journal("questions.jsonl").read()
-        known = tuple(Question(r["id"], r["question"], tuple(r["answers"]), r["domain"]) for r in rows)
+        known = tuple(map(question_from_json, rows))
         own = Collection(folder, study, QuestionSet("own", known), settings, tools, progress)
         reviewer = Reviewer(own, card)
         failed: list[HNeuronsError] = []
@@ -97,6 +97,8 @@ def evaluate_run(
                 continue
             key = questions.name if questions.name not in run.manifest["data"] else f"{questions.name} (single samples)"
             evaluation["datasets"][key] = {**result, "already_asked": seen}
+            if outside := warning(result["outside_domains"]):
+                progress.say(f"{questions.name}: {outside}")
             write_json(folder / "evaluation.json", evaluation)
         parts = _parts(run, own)
         if len(parts) > 1:
@@ -123,13 +125,28 @@ def open_model(manifest: Json, model: StudyModel | tuple[Any, Any] | str | None,
     return as_study_model(model)
 
 
-def load_model_of(manifest: Json, progress: Progress, at: str | None = None) -> StudyModel:
+def check_model(study: StudyModel, card: Card, folder: RunFolder) -> Json:
+    """The description of the model, which is that of the run.
+
+    Raises:
+        CardError: the card is of another model.
+        RunError: the run is.
+    """
+    described = study.describe()
+    card.check_fits(described)
+    if described["config_hash"] != folder.manifest["model"]["config_hash"]:
+        raise RunError(f"{study.name} is not the model of {folder.path}: its configuration differs.", "Give that one.")
+    return described
+
+
+def load_model_of(manifest: Json, progress: Progress, at: str | None = None, device: str = "auto") -> StudyModel:
     """Load the model that a run recorded.
 
     Args:
         manifest: of the run.
         progress: says what is loaded.
         at: where the model is, if not where it was.
+        device: where to put it; see `load_model`.
 
     Raises:
         UsageError: it was an object in memory, or has gone from where it was.
@@ -142,7 +159,7 @@ def load_model_of(manifest: Json, progress: Progress, at: str | None = None) -> 
     if at is None and model["source"] in ("folder", "gguf") and not Path(where).exists():
         raise UsageError(f"The run's model isn't at {where} any more.", "Say where it is with --model.")
     progress.say(f"Loading {where}")
-    return load_model(where, dtype=model["dtype"], revision=model["revision"], say=progress.say)
+    return load_model(where, dtype=model["dtype"], device=device, revision=model["revision"], say=progress.say)
 
 
 def recorded_judging(manifest: Json) -> Judging:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
+from hneurons.intervals import above, shown
 from hneurons.neurons.card import Card
 from hneurons.settings import IdentifySettings
 from hneurons.stats import (
@@ -115,19 +116,19 @@ def verdict(result: dict[str, Any]) -> dict[str, Any]:
         },
         {
             "name": "predicts better than chance",
-            "passed": _above(own["auroc"], 0.5),
-            "detail": f"AUROC {_text(own['auroc'])}; its interval must lie above 0.5",
+            "passed": above(own["auroc"], 0.5),
+            "detail": f"AUROC {shown(own['auroc'])}; its interval must lie above 0.5",
         },
         {
             "name": "better than as many random neurons",
-            "passed": all(_above(difference, 0.0) for difference in random.values()),
-            "detail": f"AUROC difference {_text(random['uniform'])} to uniform and {_text(random['layer_matched'])} to "
+            "passed": all(above(difference, 0.0) for difference in random.values()),
+            "detail": f"AUROC difference {shown(random['uniform'])} to uniform and {shown(random['layer_matched'])} to "
             "layer-matched sets; both intervals must lie above 0",
         },
         {
             "name": ADDS,
-            "passed": _above(increment, 0.0),
-            "detail": f"AUROC gain {_text(increment)}; its interval must lie above 0",
+            "passed": above(increment, 0.0),
+            "detail": f"AUROC gain {shown(increment)}; its interval must lie above 0",
         },
     ]
     smallest = min(result["hallucinated"], result["faithful"])
@@ -141,7 +142,7 @@ def verdict(result: dict[str, Any]) -> dict[str, Any]:
         word = SUPPORTED
         sentence = (
             f"Supported: {own['count']} H-Neurons ({own['share_per_mille']:.2f} per mille) predict hallucination in "
-            f"held-out answers with AUROC {_text(own['auroc'])}, better than random neurons, and they add to length "
+            f"held-out answers with AUROC {shown(own['auroc'])}, better than random neurons, and they add to length "
             "and log-probability."
         )
     elif detectable > DETECTABLE:
@@ -154,13 +155,13 @@ def verdict(result: dict[str, Any]) -> dict[str, Any]:
         word = NOT_SUPPORTED
         sentence = (
             f"Not supported: {own['count']} H-Neurons ({own['share_per_mille']:.2f} per mille) predict hallucination "
-            f"in held-out answers with AUROC {_text(own['auroc'])}, better than random neurons, but no gain over "
-            f"length and log-probability was seen: {_text(increment)}."
+            f"in held-out answers with AUROC {shown(own['auroc'])}, better than random neurons, but no gain over "
+            f"length and log-probability was seen: {shown(increment)}."
         )
     else:
         word = NOT_SUPPORTED
         sentence = (
-            f"Not supported: AUROC {_text(own['auroc'])} on held-out answers. Not shown: {'; '.join(failed)}. "
+            f"Not supported: AUROC {shown(own['auroc'])} on held-out answers. Not shown: {'; '.join(failed)}. "
             f"An AUROC of {detectable:.2f} would have been found with this many examples."
         )
     return {
@@ -169,13 +170,3 @@ def verdict(result: dict[str, Any]) -> dict[str, Any]:
         "minimum_detectable_auroc": round(detectable, 4),
         "checks": checks,
     }
-
-
-def _above(interval: dict[str, Any], bound: float) -> bool:
-    return interval["low"] is not None and interval["low"] > bound
-
-
-def _text(interval: dict[str, Any]) -> str:
-    if interval["low"] is None:
-        return "undefined"
-    return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"

@@ -15,19 +15,19 @@ from typing import Any
 
 from hneurons.answers.engine import Sampling
 from hneurons.answers.llm import LLMClient
-from hneurons.errors import RunError, TooFewExamplesError, UsageError
+from hneurons.errors import TooFewExamplesError, UsageError
 from hneurons.models.load import StudyModel
 from hneurons.neurons.card import Card
 from hneurons.progress import Progress, default_progress
 from hneurons.results import Run
-from hneurons.runfolder import Json, RunFolder, hash_json, read_json, write_json
+from hneurons.runfolder import Json, RunFolder, read_json, write_json
 from hneurons.settings import ImpactSettings
 from hneurons.studies.arms import Arm, make_arms
 from hneurons.studies.benchmarks.base import Benchmark, ItemSet, OutcomeJudge
 from hneurons.studies.benchmarks.registry import benchmark as named
 from hneurons.studies.capability import Capability, load_sets, plain_text, windows
 from hneurons.studies.compliance import Compliance, sampling_of
-from hneurons.studies.evaluate import open_model, recorded_settings
+from hneurons.studies.evaluate import check_model, open_model, recorded_settings
 from hneurons.studies.ledger import Ledger
 from hneurons.studies.turned import OpenEngine, in_process
 
@@ -130,14 +130,8 @@ class _Impact:
         self.open_engine = open_engine
         self.progress = progress
         self.failed: list[TooFewExamplesError] = []
-        described = model.describe()
-        card.check_fits(described)
-        if described["config_hash"] != folder.manifest["model"]["config_hash"]:
-            raise RunError(
-                f"{model.name} is not the model of {folder.path}: its configuration differs.", "Give that one."
-            )
-        neurons = sorted([n.layer, -1 if n.expert is None else n.expert, n.index, n.weight] for n in card.neurons)
-        self.card_hash = hash_json(neurons)
+        described = check_model(model, card, folder)
+        self.card_hash = card.neurons_hash
         self.identity: Json = {
             "model": {key: described[key] for key in ("id", "revision", "config_hash", "dtype")},
             "card": self.card_hash,

@@ -27,6 +27,7 @@ from hneurons.studies.controls import Controls
 from hneurons.studies.evaluate import PER_CLASS, folder_name, recorded_settings, tools_of
 from hneurons.studies.evolution import overlap
 from hneurons.studies.pairs import check_pair, stored_drift, summary
+from hneurons.studies.records import question_from_json
 from hneurons.studies.tracing import verdict
 from hneurons.types import Question
 
@@ -193,7 +194,7 @@ class _Origin:
         rows = self.folder.journal("examples.jsonl").read()
         trained = {str(row["question_id"]) for row in rows if row["split"] == "train"}
         known = [
-            Question(row["id"], row["question"], tuple(row["answers"]), row["domain"])
+            question_from_json(row)
             for row in self.folder.journal("questions.jsonl").read()
             if row["id"] in trained and row["answers"]
         ]
@@ -217,6 +218,7 @@ class _Origin:
             "format": FORMAT,
             "package": package_versions(),
             "model": {"id": self.tuned.name, "revision": self.tuned.revision, "dtype": self.tuned.dtype},
+            "card": self.card.neurons_hash,
             "settings": {
                 "prompt": "chat template" if self.asking.lead is None else "question, newline, 'Answer:'",
                 "few_shot": [question.question for question in self.asking.shown],

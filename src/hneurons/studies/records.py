@@ -6,7 +6,12 @@ from typing import Any
 
 from hneurons.models.load import StudyModel
 from hneurons.neurons.cett import Passage
-from hneurons.types import Example, Label, Response, Span, Verdict
+from hneurons.types import Example, Label, Question, Response, Span, Verdict
+
+
+def question_from_json(row: dict[str, Any]) -> Question:
+    """A line of questions.jsonl."""
+    return Question(row["id"], row["question"], tuple(row["answers"]), row["domain"])
 
 
 def response_from_json(row: dict[str, Any]) -> Response:

@@ -6,7 +6,6 @@ calibration, a threshold with a guarantee, and truth against verbosity. A part t
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -28,7 +27,13 @@ from hneurons.studies.controls import Controls, make_controls
 from hneurons.studies.existence import evaluate
 from hneurons.studies.guarantee import Answers, achieved, promises
 from hneurons.studies.tables import EvaluationData
-from hneurons.studies.transfer import FOLDS, per_domain_calibration, transfer_matrix
+from hneurons.studies.transfer import (
+    FOLDS,
+    domain_calibration_test,
+    outside_domains,
+    per_domain_calibration,
+    transfer_matrix,
+)
 from hneurons.studies.verbosity import Rewrite, rewrites, two_by_two
 from hneurons.types import Region, Span
 
@@ -78,8 +83,7 @@ class Reviewer:
         )
         promise = self.card.probe.guarantee
         result["guarantee"] = achieved(promise, score, test.hallucinated, test.clusters) if promise else None
-        domains = self.card.provenance.get("domains") or {}
-        result["outside_domains"] = dict(Counter(e.domain for e in examples if domains and e.domain not in domains))
+        result["outside_domains"] = outside_domains(self.card, (example.domain for example in examples))
         return result
 
     def _compare(self, test_data: peers.PeerData, score: Floats, test: EvaluationData) -> Json:
@@ -120,7 +124,12 @@ class Reviewer:
         validation, test = self.validation, own.evaluation("test")
         held, scored = card.score(validation.features), card.score(test.features)
         domains = [example.domain for example in own.rows("validation")[0]]
-        found["domain_calibration"] = per_domain_calibration(held, validation.hallucinated, domains)
+        by_domain = per_domain_calibration(held, validation.hallucinated, domains)
+        tested = [example.domain for example in own.rows("test")[0]]
+        by_domain["test"] = domain_calibration_test(
+            by_domain, scored, test.hallucinated, tested, test.clusters, draws=settings.bootstrap, seed=seed
+        )
+        found["domain_calibration"] = by_domain
         found["guarantees"] = promises(
             Answers.of(held, validation.hallucinated, validation.clusters),
             Answers.of(scored, test.hallucinated, test.clusters),

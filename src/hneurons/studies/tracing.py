@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hneurons.intervals import above, shown
 from hneurons.runfolder import Json
 from hneurons.stats import minimum_detectable_auroc
 from hneurons.studies.evolution import LESS, NOT_LESS
@@ -56,13 +57,13 @@ def _transfer(data: Json | None) -> list[Json]:
     return [
         {
             "name": CHANCE,
-            "passed": _above(auroc, 0.5) if enough else None,
-            "detail": f"AUROC {_text(auroc)}; its interval must lie above 0.5{few}",
+            "passed": above(auroc, 0.5) if enough else None,
+            "detail": f"AUROC {shown(auroc)}; its interval must lie above 0.5{few}",
         },
         {
             "name": RANDOM,
-            "passed": all(_above(difference, 0.0) for difference in differences) if enough else None,
-            "detail": f"AUROC difference {_text(differences[0])} to uniform and {_text(differences[1])} to "
+            "passed": all(above(difference, 0.0) for difference in differences) if enough else None,
+            "detail": f"AUROC difference {shown(differences[0])} to uniform and {shown(differences[1])} to "
             f"layer-matched sets; both intervals must lie above 0{few}",
         },
     ]
@@ -82,20 +83,10 @@ def _sentence(word: str, transfers: bool | None, data: Json | None, drift: Json)
             first = "The checkpoint was not asked."
     else:
         assert data is not None
-        auroc = _text(data["h_neurons"]["auroc"])
+        auroc = shown(data["h_neurons"]["auroc"])
         first = f"The unchanged neurons predict in its answers better than random ones: AUROC {auroc}."
         if not transfers:
             first = (
                 f"The unchanged neurons aren't seen to predict in its answers better than random ones: AUROC {auroc}."
             )
     return f"{word.capitalize()}: {first[0].lower()}{first[1:]} {says}"
-
-
-def _above(interval: Json, bound: float) -> bool:
-    return interval["low"] is not None and interval["low"] > bound
-
-
-def _text(interval: Json) -> str:
-    if interval["low"] is None:
-        return "undefined"
-    return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"

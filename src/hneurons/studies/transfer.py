@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 from sklearn.model_selection import StratifiedGroupKFold
 
 from hneurons.errors import TooFewExamplesError
-from hneurons.neurons.calibration import calibrate
+from hneurons.neurons.calibration import brier, calibrate
 from hneurons.neurons.card import Card
 from hneurons.neurons.choose import TrainingData, choose_probe
 from hneurons.neurons.probe import Fit, l1_path, smallest_c
@@ -35,6 +35,8 @@ Cell = tuple[float, Floats]
 """An AUROC, and that of each resample."""
 FOLDS = 3
 CROSS_VALIDATED = "C of each part by cross-validation inside its training folds"
+SHOWN = 5
+"""Domains that a warning names."""
 HOLDS, WEAKER, FAILS, TOO_LITTLE = "transfers", "transfers in part", "does not transfer", "too little data"
 
 
@@ -198,31 +200,65 @@ def per_domain_calibration(scores: Floats, hallucinated: NDArray[np.bool_], doma
     }
 
 
-def risk_in(calibration: Json, scores: Floats, domain: str) -> Floats:
-    """Risk of scores in a domain, by its own calibration where it has one: (examples,) -> (examples,)."""
+def risk_in(calibration: Json, scores: Floats, domain: str | None) -> Floats:
+    """Risk of scores in a domain, by its own calibration where it has one: (examples,) -> (examples,).
+
+    None stands for a domain of which nothing is known.
+    """
     kind: TypeAdapter[Platt | Isotonic] = TypeAdapter(Calibration)
-    return kind.validate_python(calibration["domains"].get(domain, calibration["pooled"])).risk(scores)
+    own = None if domain is None else calibration["domains"].get(domain)
+    return kind.validate_python(own or calibration["pooled"]).risk(scores)
+
+
+def domain_calibration_test(
+    calibration: Json,
+    scores: Floats,
+    hallucinated: NDArray[np.bool_],
+    domains: Sequence[str],
+    clusters: Sequence[object],
+    *,
+    draws: int,
+    seed: int,
+) -> Json | None:
+    """What calibrating by domain is worth on test answers: Brier scores in the domains that have their own calibration.
+
+    Returns `n`, the score by their `own`, by the `pooled` calibration, and the `difference`, paired; None without such
+    answers.
+    """
+    names = np.asarray(domains, dtype=str)
+    rows = np.flatnonzero([name in calibration["domains"] for name in names.tolist()])
+    if not len(rows):
+        return None
+    own, pooled = np.zeros(len(rows)), risk_in(calibration, scores[rows], None)
+    for name in np.unique(names[rows]).tolist():
+        here = names[rows] == name
+        own[here] = risk_in(calibration, scores[rows[here]], name)
+    shared = Bootstrap.of(hallucinated[rows], [clusters[row] for row in rows.tolist()], draws=draws, seed=seed)
+    return {
+        "n": len(rows),
+        "own": shared.interval(brier(), own).to_json(),
+        "pooled": shared.interval(brier(), pooled).to_json(),
+        "difference": shared.difference(brier(), own, [pooled]).to_json(),
+    }
 
 
 def domain_counts(domains: Iterable[str]) -> dict[str, int]:
-    """What a card's `provenance["domains"]` holds: how many calibration examples of each domain."""
+    """How many there are of each domain, by name: what a card's `provenance["domains"]` holds."""
     return dict(sorted(Counter(domains).items()))
 
 
-def outside_domains(card: Card, domains: Iterable[str]) -> list[str]:
-    """Those of `domains` that the card wasn't calibrated on, sorted; all of them if the card doesn't say."""
+def outside_domains(card: Card, domains: Iterable[str]) -> dict[str, int]:
+    """Those of `domains` that the card wasn't calibrated on, and how many; none if the card doesn't say on which."""
     known: dict[str, Any] = card.provenance.get("domains") or {}
-    return sorted({domain for domain in domains if not known.get(domain)})
+    return domain_counts(domain for domain in domains if known and not known.get(domain))
 
 
-def warning(card: Card, domains: Iterable[str]) -> str:
-    """The sentence that belongs beside risks in domains that the card wasn't calibrated on; empty if there are none."""
-    outside = outside_domains(card, domains)
+def warning(outside: Mapping[str, int]) -> str:
+    """The sentence that belongs beside risks in domains outside of the calibration; empty if there are none."""
     if not outside:
         return ""
-    if not card.provenance.get("domains"):
-        return "The card doesn't say which domains it was calibrated on: its risks may be off by any amount."
-    listed = ", ".join(domain or "(no domain)" for domain in outside)
+    names = [domain or "(no domain)" for domain in outside]
+    listed = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
     return (
         f"The card was not calibrated on: {listed}. Risks there may be off and the order of answers by risk less sure; "
         "evaluate the card on examples of your own first."

@@ -17,9 +17,8 @@ from hneurons.studies.benchmarks.items import (
     SingleTurn,
     collect,
     column,
-    find,
+    open_items,
     options_of,
-    table_of,
     text_of,
 )
 from hneurons.studies.benchmarks.llm import HYGIENE, Chosen, LLMOutcomeJudge
@@ -61,8 +60,7 @@ class FaithEval(SingleTurn):
         Raises:
             QuestionsError: the file is missing, lacks a field or can't be read.
         """
-        found = find(source, "faitheval.jsonl", PUBLISHED)
-        table = table_of(found)
+        found, table = open_items(source, "faitheval.jsonl", PUBLISHED)
         context, question = column(table, found, "context"), column(table, found, "question")
         options = column(table, found, "options", "choices")
         answer = column(table, found, "context_answer", "answerKey", "answer", what="what the context supports")

@@ -20,8 +20,7 @@ from hneurons.studies.benchmarks.items import (
     SingleTurn,
     collect,
     column,
-    find,
-    table_of,
+    open_items,
     text_of,
     texts_of,
 )
@@ -82,8 +81,7 @@ class FalseQA(SingleTurn):
         Raises:
             QuestionsError: the file is missing, lacks a field or can't be read.
         """
-        found = find(source, "falseqa.jsonl", PUBLISHED)
-        table = table_of(found)
+        found, table = open_items(source, "falseqa.jsonl", PUBLISHED)
         question = column(table, found, "question")
         label = column(table, found, "false_premise", "label", what="1 for a false premise, 0 for a true one")
         reason = next((name for name in ("answers", "answer") if name in table.columns), "")

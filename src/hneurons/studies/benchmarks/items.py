@@ -75,6 +75,12 @@ def table_of(found: Found, columns: Collection[str] | None = None) -> Table:
     return table
 
 
+def open_items(source: str | Path | None, builtin: str, published: KnownSet) -> tuple[Found, Table]:
+    """The file behind `source` and its table; raises as `find` and `table_of`."""
+    found = find(source, builtin, published)
+    return found, table_of(found)
+
+
 def column(table: Table, found: Found, *names: str, what: str = "") -> str:
     """The first of the columns `names` that the table has.
 

@@ -28,9 +28,8 @@ from hneurons.studies.benchmarks.items import (
     SingleTurn,
     collect,
     column,
-    find,
     is_file,
-    table_of,
+    open_items,
     text_of,
 )
 from hneurons.studies.benchmarks.llm import HYGIENE, LLMOutcomeJudge, Reply, lowered
@@ -92,8 +91,7 @@ class Jailbreak(SingleTurn):
             QuestionsError: a file is missing, lacks a field or can't be read, or a template has no {question}.
         """
         templates = read_templates(self.templates)
-        found = find(source, "jailbreak.jsonl", PUBLISHED)
-        table = table_of(found)
+        found, table = open_items(source, "jailbreak.jsonl", PUBLISHED)
         question = column(table, found, "question")
         scenario = column(table, found, "scenario", "content_policy_name")
 

@@ -58,7 +58,7 @@ class LLMOutcomeJudge:
     @property
     def name(self) -> str:
         """`llm:` and the model's name."""
-        return f"llm:{self.client.where.model}"
+        return self.client.name
 
     def describe(self) -> Json:
         """What the outcomes depend on, for the manifest."""
