@@ -2,7 +2,8 @@
 
     python benchmarks/live_monitor.py
 
-Both sides write the same tokens (greedy), with 1, 8 and 32 responses at a time. The ratio is that of the worst of the
+Both sides write the same tokens (greedy), with 1, 8 and 32 responses at a time, until they end or have 128 tokens; the
+last token of one that is cut is read once more, which counts. The ratio is that of the worst of the
 three; `by_rows` has each.
 """
 
@@ -17,7 +18,7 @@ import hneurons as hn
 from hneurons.live.jobs import Done, Failed, Job, Message
 from hneurons.live.service import BatchService
 
-given = options(__doc__, rounds=11, tokens=48)
+given = options(__doc__, rounds=11, tokens=128)
 threads = all_cpus()
 model = hn.load_model("smollm2-135m", device="cpu")
 rounds, length = (1, 4) if given.quick else (given.rounds, given.tokens)

@@ -106,9 +106,10 @@ class Monitor:
         counts, sums = np.array(before, dtype=np.float64).reshape(-1, 2).T
         risks = self.card.risk(scores).tolist()
         running = self.card.risk((sums + scores) / (counts + 1)).tolist()
+        top = self._largest(terms)
         return [
-            Mark(int(count), score, risk, mean, self._largest(row))
-            for count, score, risk, mean, row in zip(counts, scores.tolist(), risks, running, terms.cpu(), strict=True)
+            Mark(int(count), score, risk, mean, named)
+            for count, score, risk, mean, named in zip(counts, scores.tolist(), risks, running, top, strict=True)
         ]
 
     def reading(
@@ -144,7 +145,7 @@ class Monitor:
             response_risk=response_risk,
             answer=Span(chars.start + shift, chars.end + shift) if chars and tokens else None,
             answer_tokens=Span(tokens.start + thought, tokens.end + thought) if tokens else None,
-            top=self._largest(terms[thought:][answer].mean(0)),
+            top=self._largest(terms[thought:][answer].mean(0, keepdim=True))[0],
         )
 
     @contextmanager
@@ -221,7 +222,11 @@ class Monitor:
         made: Any = self.model.tokenizer(response, add_special_tokens=False)
         return list(made["input_ids"])
 
-    def _largest(self, terms: Tensor) -> tuple[tuple[NeuronId, float], ...]:
-        count = min(self.top, len(self._ids))
-        places = terms.abs().topk(count).indices.tolist() if count else []
-        return tuple((self._ids[place], round(float(terms[place]), 6)) for place in places)
+    def _largest(self, terms: Tensor) -> list[tuple[tuple[NeuronId, float], ...]]:
+        """The neurons that count most in each row of terms: (rows, neurons)."""
+        places = terms.abs().topk(min(self.top, len(self._ids)), dim=-1).indices
+        values = terms.gather(-1, places).tolist()
+        return [
+            tuple((self._ids[place], round(value, 6)) for place, value in zip(row, own, strict=True))
+            for row, own in zip(places.tolist(), values, strict=True)
+        ]

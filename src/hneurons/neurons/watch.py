@@ -33,27 +33,25 @@ class _Part:
     """The card's neurons in one FFN."""
 
     def __init__(self, ffn: FFN, inside: Tensor) -> None:
-        self.ffn = ffn
         self.inside = inside
-        self.norms = vector_norms(ffn.columns(inside), dim=0)
+        self.norms = vector_norms(ffn.columns(inside), dim=0).cpu()
 
-    def magnitudes(self, z: Tensor | Routed) -> Tensor:
-        """|z| ||W_down[:, j]|| of the neurons: (batch * tokens, neurons), float32."""
+    def gather(self, z: Tensor | Routed) -> Tensor:
+        """z of the neurons, whatever its sign: (batch * tokens, neurons)."""
         if isinstance(z, Routed):
             return self._routed(z)
-        self.inside = self.inside.to(z.device)
-        self.norms = self.norms.to(z.device)
-        return z.reshape(-1, z.shape[-1])[:, self.inside].abs().float() * self.norms
+        if self.inside.device != z.device:
+            self.inside = self.inside.to(z.device)
+        return torch.index_select(z.reshape(-1, z.shape[-1]), 1, self.inside)
 
     def _routed(self, z: Routed) -> Tensor:
         found = torch.zeros(len(z.call.hidden), len(self.inside), device=z.call.hidden.device)
         expert = self.inside // z.ffn.expert_width
-        norms = self.norms.to(found.device)
         for piece in z.pieces(set(expert.tolist())):
             mine = (expert == piece.expert).nonzero()[:, 0].to(found.device)
             own = self.inside.to(found.device)[mine] - piece.expert * z.ffn.expert_width
-            size = (piece.z[:, own].float() * piece.weight.float()[:, None]).abs() * norms[mine]
-            found[piece.rows[:, None], mine] += size  # a token goes to an expert once
+            # A token goes to an expert once.
+            found[piece.rows[:, None], mine] += piece.z[:, own].float() * piece.weight.float()[:, None]
         return found
 
 
@@ -72,7 +70,12 @@ class Watcher:
         for position, mine, inside in model.parts_with(card.columns):
             self._parts[position] = _Part(model.ffns[position], torch.from_numpy(inside))
             places += mine.tolist()
-        self._order = torch.from_numpy(np.argsort(places))  # from the order of the parts to that of the card
+        # Columns of the parts laid side by side, in the order of the card; and for each its part, norm and weight.
+        self._order = torch.from_numpy(np.argsort(places))
+        parts = list(self._parts.values())
+        sizes = torch.tensor([len(part.inside) for part in parts], dtype=torch.long)
+        self._part_of = torch.arange(len(parts)).repeat_interleave(sizes)[self._order]
+        self._norms = torch.cat([part.norms for part in parts] or [torch.zeros(0)])[self._order]
         self._weights = torch.from_numpy(card.weights)
         # Parts of one mixture are seen together: only so it is known what each of them adds to h.
         mixed = {id(block) for position in self._parts for block in model.ffns[position].blocks}
@@ -109,7 +112,7 @@ class Watcher:
                 return
             if h.dim() == 3:  # also where no token ids were embedded
                 shape[:] = h.shape[:2]
-            found[positions[number]] = part.magnitudes(z), vector_norms(h.reshape(-1, h.shape[-1]), dim=-1)
+            found[positions[number]] = part.gather(z), vector_norms(h.reshape(-1, h.shape[-1]), dim=-1)
             if len(found) == len(self._parts):
                 see(self._terms([found.pop(position) for position in sorted(found)]).reshape(*shape, -1))
 
@@ -123,12 +126,14 @@ class Watcher:
     def _terms(self, passes: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """Weight times contribution of every neuron, in the order of the card: (batch * tokens, neurons)."""
         device = passes[0][0].device
+        if self._order.device != device:
+            for name in ("_order", "_part_of", "_norms", "_weights"):
+                setattr(self, name, getattr(self, name).to(device))
+        z = torch.cat([each.to(device) for each, _ in passes], dim=-1)[:, self._order].abs().float()
+        size = torch.stack([each.to(device) for _, each in passes], dim=-1)
         # A token whose h is exactly zero has contribution 0.
-        shares = [
-            torch.where(size > 0, magnitude / size, 0.0).to(device)
-            for magnitude, size in ((magnitude, size[:, None]) for magnitude, size in passes)
-        ]
-        return torch.cat(shares, dim=-1)[:, self._order.to(device)].double() * self._weights.to(device)
+        share = torch.where(size > 0, 1 / size, 0.0)[:, self._part_of]
+        return (z * self._norms * share).double() * self._weights
 
 
 def watch(model: StudyModel, card: Card, see: See) -> AbstractContextManager[None]:
