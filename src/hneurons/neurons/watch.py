@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hneurons.models.load import StudyModel
 from hneurons.models.parts import FFN
@@ -37,12 +37,12 @@ class _Part:
         self.norms = vector_norms(ffn.columns(inside), dim=0).cpu()
 
     def gather(self, z: Tensor | Routed) -> Tensor:
-        """z of the neurons, whatever its sign: (batch * tokens, neurons)."""
+        """z of the neurons, whatever its sign: (..., neurons), as many tokens as the batch has."""
         if isinstance(z, Routed):
             return self._routed(z)
         if self.inside.device != z.device:
             self.inside = self.inside.to(z.device)
-        return torch.index_select(z.reshape(-1, z.shape[-1]), 1, self.inside)
+        return torch.index_select(z, -1, self.inside)
 
     def _routed(self, z: Routed) -> Tensor:
         found = torch.zeros(len(z.call.hidden), len(self.inside), device=z.call.hidden.device)
@@ -77,12 +77,11 @@ class Watcher:
         self._part_of = torch.arange(len(parts)).repeat_interleave(sizes)[self._order]
         self._norms = torch.cat([part.norms for part in parts] or [torch.zeros(0)])[self._order]
         self._weights = torch.from_numpy(card.weights)
+        self._dense = {position: model.ffns[position] for position in self._parts if not model.ffns[position].blocks}
         # Parts of one mixture are seen together: only so it is known what each of them adds to h.
         mixed = {id(block) for position in self._parts for block in model.ffns[position].blocks}
-        self._seen = {
-            position: ffn
-            for position, ffn in enumerate(model.ffns)
-            if position in self._parts or any(id(block) in mixed for block in ffn.blocks)
+        self._mixed = {
+            position: ffn for position, ffn in enumerate(model.ffns) if any(id(block) in mixed for block in ffn.blocks)
         }
 
     @contextmanager
@@ -92,48 +91,69 @@ class Watcher:
         The terms of a token, summed, and the probe's intercept are its score. The pass of a token comes after it was
         drawn: a generated token's score is known one step later.
         """
-        owner = threading.get_ident()
-        positions = list(self._seen)
-        found: dict[int, tuple[Tensor, Tensor]] = {}
+        owner, get_ident = threading.get_ident(), threading.get_ident
+        mixed = list(self._mixed)
+        gathered: dict[int, Tensor] = {}
+        sizes: dict[int, Tensor] = {}
         shape: list[int] = []
 
         def begin(_: Any, inputs: tuple[Any, ...]) -> None:
-            if threading.get_ident() != owner or not inputs:
+            if get_ident() != owner or not inputs:
                 return
-            found.clear()  # of a pass that failed
+            gathered.clear()  # of a pass that failed
+            sizes.clear()
             shape[:] = inputs[0].shape
             if not self._parts:
                 see(torch.zeros(*shape, 0, dtype=torch.float64))
 
-        def collect(number: int, ffn: FFN, z: Tensor | Routed, h: Tensor) -> None:
-            del ffn
-            part = self._parts.get(positions[number])
-            if part is None:
-                return
+        def take(position: int, h: Tensor) -> None:
             if h.dim() == 3:  # also where no token ids were embedded
                 shape[:] = h.shape[:2]
-            found[positions[number]] = part.gather(z), vector_norms(h.reshape(-1, h.shape[-1]), dim=-1)
-            if len(found) == len(self._parts):
-                see(self._terms([found.pop(position) for position in sorted(found)]).reshape(*shape, -1))
+            sizes[position] = vector_norms(h, dim=-1)
+            if len(sizes) == len(self._parts):
+                order = sorted(sizes)
+                see(self._terms([gathered.pop(p) for p in order], [sizes.pop(p) for p in order]).reshape(*shape, -1))
 
-        hook = self._embedding.register_forward_pre_hook(begin)
-        try:
-            with capture(list(self._seen.values()), collect, unscaled=True):
-                yield
-        finally:
-            hook.remove()
+        def attach(position: int, part: _Part, down: nn.Module) -> None:
+            # Hooks of our own rather than `capture`: these run in every layer for every token.
+            def gather(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+                if get_ident() == owner:
+                    gathered[position] = part.gather(inputs[0])
 
-    def _terms(self, passes: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+            def measure(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+                if get_ident() == owner:
+                    take(position, output[0] if isinstance(output, tuple) else output)
+
+            # First of all hooks, so before those of `scale`, whichever block was opened first.
+            stack.callback(down.register_forward_pre_hook(gather, prepend=True).remove)
+            stack.callback(down.register_forward_hook(measure).remove)
+
+        def collect(number: int, ffn: FFN, z: Tensor | Routed, h: Tensor) -> None:
+            del ffn
+            part = self._parts.get(mixed[number])
+            if part is not None:
+                gathered[mixed[number]] = part.gather(z)
+                take(mixed[number], h)
+
+        with ExitStack() as stack:
+            stack.callback(self._embedding.register_forward_pre_hook(begin).remove)
+            for position, ffn in self._dense.items():
+                attach(position, self._parts[position], ffn.down)
+            if mixed:
+                stack.enter_context(capture(list(self._mixed.values()), collect, unscaled=True))
+            yield
+
+    def _terms(self, gathered: Sequence[Tensor], sizes: Sequence[Tensor]) -> Tensor:
         """Weight times contribution of every neuron, in the order of the card: (batch * tokens, neurons)."""
-        device = passes[0][0].device
+        device = gathered[0].device
         if self._order.device != device:
             for name in ("_order", "_part_of", "_norms", "_weights"):
                 setattr(self, name, getattr(self, name).to(device))
-        z = torch.cat([each.to(device) for each, _ in passes], dim=-1)[:, self._order].abs().float()
-        size = torch.stack([each.to(device) for _, each in passes], dim=-1)
+        z = torch.cat([each.reshape(-1, each.shape[-1]).to(device) for each in gathered], dim=-1)
+        size = torch.stack([each.reshape(-1).to(device) for each in sizes], dim=-1)
         # A token whose h is exactly zero has contribution 0.
         share = torch.where(size > 0, 1 / size, 0.0)[:, self._part_of]
-        return (z * self._norms * share).double() * self._weights
+        return (z[:, self._order].abs().float() * self._norms * share).double() * self._weights
 
 
 def watch(model: StudyModel, card: Card, see: See) -> AbstractContextManager[None]:
