@@ -28,7 +28,7 @@ from hneurons.types import Question, Response, Verdict
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 SETTINGS = IdentifySettings(
-    samples=3, folds=3, random_sets=3, bootstrap=100, per_class=40, path_points=5, chunk=16, max_share=0.2
+    samples=3, folds=3, random_sets=3, bootstrap=100, per_class=40, path_points=5, chunk=16, max_share=0.2, refits=4
 )
 NAMES = tiny.names(400, 5)
 

@@ -19,7 +19,7 @@ from hneurons.types import REGIONS, Label, Question
 pytestmark = pytest.mark.usefixtures("no_figures")
 DOCS = Path(__file__).parents[1] / "docs/run-folder.md"
 SETTINGS = IdentifySettings(
-    samples=3, folds=3, random_sets=4, bootstrap=100, per_class=40, path_points=5, chunk=16, max_share=0.2
+    samples=3, folds=3, random_sets=4, bootstrap=100, per_class=40, path_points=5, chunk=16, max_share=0.2, refits=4
 )
 QUESTIONS = 90
 

@@ -293,7 +293,9 @@ def test_storage_grows_with_the_experts_reached_and_not_with_all(tmp_path: Path)
 def test_a_whole_run_on_a_mixture(tmp_path: Path):
     model = study("Qwen2MoeForCausalLM")
     path = tiny.write_questions(tmp_path / "questions.jsonl", 90)
-    settings = IdentifySettings(samples=2, bootstrap=100, random_sets=2, path_points=4, folds=2, max_share=0.5)
+    settings = IdentifySettings(
+        samples=2, bootstrap=100, random_sets=2, path_points=4, folds=2, refits=4, max_share=0.5
+    )
     engine = tiny.ScriptedEngine(model, tiny.half_right)
     run = identify(model, path, tmp_path / "run", settings, engine=engine)
     card = run.card

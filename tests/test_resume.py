@@ -25,8 +25,8 @@ from hneurons.types import REGIONS, Question, Verdict
 from killing import KILLED, begin, die_at, run
 
 SETTINGS = IdentifySettings(
-    samples=3, folds=3, random_sets=4, bootstrap=100, per_class=40, path_points=5, chunk=8, max_share=0.2,
-    temperature=0.8, max_new_tokens=6, batch_tokens=600,
+    samples=3, folds=3, random_sets=2, bootstrap=100, per_class=40, path_points=5, chunk=8, max_share=0.2,
+    temperature=0.8, max_new_tokens=6, batch_tokens=600, refits=4,
 )  # fmt: skip
 SAME = ["questions.jsonl", "responses.jsonl", "examples.jsonl", "path.json", "neurons.json", "evaluation.json"]
 

@@ -22,7 +22,7 @@ from hneurons.types import Response
 pytestmark = pytest.mark.usefixtures("no_figures")
 SETTINGS = IdentifySettings(
     samples=3, folds=3, random_sets=2, bootstrap=100, per_class=40, path_points=4, chunk=16, max_share=0.2,
-    suppression_questions=12, max_new_tokens=4,
+    suppression_questions=12, max_new_tokens=4, refits=4,
 )  # fmt: skip
 
 

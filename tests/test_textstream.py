@@ -4,9 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
+from hneurons.answers.spans import to_token_span
+from hneurons.answers.text import token_offsets, tokens_of
 from hneurons.live.textstream import TextStream
+from hneurons.types import Span
 
 TOKENIZER = tiny.tokenizer()
+STUDY = tiny.study()
 
 
 def decode(ids: Sequence[int]) -> str:
@@ -70,3 +74,14 @@ def test_nothing_follows_a_stop_string():
     stream = TextStream(lambda ids: "".join(chr(i) for i in ids), ["x"])
     assert [stream.add(ord(letter)) for letter in "axb"] == ["a", "", ""]
     assert stream.end() == ""
+
+
+@given(st.text(alphabet="é日🙂ab .", min_size=1, max_size=25), st.data())
+def test_the_tokens_of_a_span_are_those_by_all_offsets(text: str, data: st.DataObject):
+    ids = TOKENIZER.encode(text, add_special_tokens=False)
+    ids = ids[: data.draw(st.integers(1, len(ids)))]
+    text = decode(ids)  # may end in a character cut short
+    start = data.draw(st.integers(0, max(len(text) - 1, 0)))
+    chars = Span(start, data.draw(st.integers(start + 1, max(len(text), 1))))
+    expected = to_token_span(chars, token_offsets(STUDY, ids, text))
+    assert tokens_of(STUDY, ids, text, chars) == expected

@@ -260,7 +260,7 @@ class Thinker(tiny.ScriptedEngine):
 def test_a_whole_run_of_a_reasoning_model(tmp_path: Path):
     model = reasoner()
     path = tiny.write_questions(tmp_path / "questions.jsonl", 90)
-    settings = IdentifySettings(samples=2, bootstrap=100, random_sets=2, path_points=4, folds=2, thinking=40)
+    settings = IdentifySettings(samples=2, bootstrap=100, random_sets=2, path_points=4, folds=2, refits=4, thinking=40)
     run = identify(model, path, tmp_path / "run", settings, engine=Thinker(model, tiny.half_right))
     examples = [json.loads(line) for line in (run.path / "examples.jsonl").read_text().splitlines()]
     assert examples

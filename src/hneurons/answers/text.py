@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,6 +40,27 @@ def token_offsets(model: StudyModel, ids: Sequence[int], text: str) -> list[tupl
         offsets.append((start, max(end, start)))
         start = max(end, start)
     return offsets
+
+
+def tokens_of(model: StudyModel, ids: Sequence[int], text: str, chars: Span) -> Span | None:
+    """The tokens that wrote characters `chars` of `text`, from the first to the last; None if none did.
+
+    The same as by `token_offsets`, with a few prefixes decoded instead of all.
+    """
+
+    def written(length: int) -> int:
+        prefix = decode(model, ids[:length])
+        return next(
+            (i for i, (a, b) in enumerate(zip(prefix, text, strict=False)) if a != b), min(len(prefix), len(text))
+        )
+
+    lengths = range(len(ids) + 1)
+    first = bisect_right(lengths, chars.start, key=written)
+    if first > len(ids):
+        return None
+    # The end may lie in a character that no token completed.
+    last = bisect_left(lengths, min(chars.end, written(len(ids))), key=written)
+    return Span(first - 1, last) if first <= last else None
 
 
 def span_text(text: str, span: Span) -> str:

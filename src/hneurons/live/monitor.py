@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hneurons.answers.spans import RuleSpanFinder, to_token_span
-from hneurons.answers.text import decode, pieces, token_offsets
+from hneurons.answers.spans import RuleSpanFinder
+from hneurons.answers.text import decode, pieces, tokens_of
 from hneurons.answers.thinking import left_open, thinking_tokens
 from hneurons.errors import UsageError
 from hneurons.live.jobs import Event, Job, Mark, Reading
@@ -130,7 +130,7 @@ class Monitor:
             return None
         scores = self.scores(terms[thought:])
         chars = self._finder.find(said, text)
-        tokens = chars and to_token_span(chars, token_offsets(self.model, ids[thought:], text))
+        tokens = chars and tokens_of(self.model, ids[thought:], text, chars)
         answer = slice(tokens.start, tokens.end) if tokens else slice(None)
         score, response = float(scores[answer].mean()), float(scores.mean())
         risk, response_risk = self.card.risk([score, response]).tolist()
