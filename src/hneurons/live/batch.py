@@ -199,7 +199,7 @@ class Batch:
             return
         terms = self._terms.pop()[:, -1]
         self._terms.clear()
-        own = terms[torch.tensor([place for place, _ in watched], device=terms.device)].cpu()
+        own = terms.cpu()[[place for place, _ in watched]]
         marks = self.monitor.marks(own, [row.before for _, row in watched])
         for (_, row), each, mark in zip(watched, own, marks, strict=True):
             row.read(each, mark)

@@ -102,14 +102,15 @@ class Monitor:
             terms: of those tokens: (responses, neurons).
             before: of each response, how many tokens came before, and the sum of their scores.
         """
-        scores = self.scores(terms)
-        counts, sums = np.array(before, dtype=np.float64).reshape(-1, 2).T
-        risks = self.card.risk(scores).tolist()
-        running = self.card.risk((sums + scores) / (counts + 1)).tolist()
-        top = self._largest(terms)
+        values = terms.cpu().numpy()
+        scores = values.sum(-1) + self.card.probe.intercept
+        means = [(total + score) / (count + 1) for (count, total), score in zip(before, scores.tolist(), strict=True)]
+        risks = self.card.risk(np.concatenate([scores, means])).tolist()
         return [
-            Mark(int(count), score, risk, mean, named)
-            for count, score, risk, mean, named in zip(counts, scores.tolist(), risks, running, top, strict=True)
+            Mark(count, score, risk, running, named)
+            for (count, _), score, risk, running, named in zip(
+                before, scores.tolist(), risks[: len(means)], risks[len(means) :], self._largest(values), strict=True
+            )
         ]
 
     def reading(
@@ -145,7 +146,7 @@ class Monitor:
             response_risk=response_risk,
             answer=Span(chars.start + shift, chars.end + shift) if chars and tokens else None,
             answer_tokens=Span(tokens.start + thought, tokens.end + thought) if tokens else None,
-            top=self._largest(terms[thought:][answer].mean(0, keepdim=True))[0],
+            top=self._largest(terms[thought:][answer].mean(0, keepdim=True).cpu().numpy())[0],
         )
 
     @contextmanager
@@ -222,11 +223,11 @@ class Monitor:
         made: Any = self.model.tokenizer(response, add_special_tokens=False)
         return list(made["input_ids"])
 
-    def _largest(self, terms: Tensor) -> list[tuple[tuple[NeuronId, float], ...]]:
+    def _largest(self, terms: Floats) -> list[tuple[tuple[NeuronId, float], ...]]:
         """The neurons that count most in each row of terms: (rows, neurons)."""
-        places = terms.abs().topk(min(self.top, len(self._ids)), dim=-1).indices
-        values = terms.gather(-1, places).tolist()
+        places = np.argsort(-np.abs(terms), axis=-1)[:, : self.top]
+        values = np.take_along_axis(terms, places, -1).round(6).tolist()
         return [
-            tuple((self._ids[place], round(value, 6)) for place, value in zip(row, own, strict=True))
+            tuple((self._ids[place], value) for place, value in zip(row, own, strict=True))
             for row, own in zip(places.tolist(), values, strict=True)
         ]
