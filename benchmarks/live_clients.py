@@ -113,5 +113,5 @@ ratios = [on[0] / loop[0] for on, loop in pairs] or [0.0]
 show(
     "server: tokens/s with the monitor on, against a bare generate loop", statistics.median(ratios), 1.0, "min",
     int(most), {"model": model.name, "max_tokens": length, "threads": threads}, rounds=rounds,
-    range=[round(min(ratios), 3), round(max(ratios), 3)], clients=table,
+    range=[round(min(ratios), 4), round(max(ratios), 4)], clients=table,
 )  # fmt: skip

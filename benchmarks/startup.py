@@ -36,5 +36,5 @@ rounds = 2 if given.quick else given.rounds
 extra = [run(command) - run(nothing) for _ in range(rounds)]
 show(
     f"start: {name}, seconds above python -c pass", statistics.median(extra), target, "max", rounds, {},
-    range=[round(min(extra), 3), round(max(extra), 3)],
+    range=[round(min(extra), 4), round(max(extra), 4)],
 )  # fmt: skip
