@@ -16,7 +16,8 @@ from measure import all_cpus, in_turn, options, show
 from passages import passages
 
 import hneurons as hn
-from hneurons.neurons.cett import Passage, PooledExtractor, backbone, batches
+from hneurons.models.structure import backbone
+from hneurons.neurons.cett import Passage, PooledExtractor, batches
 from hneurons.parallel import ordered, workers
 from hneurons.types import Region
 

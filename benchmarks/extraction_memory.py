@@ -27,7 +27,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import tiny
 from hneurons.models.ffn import find_ffns
 from hneurons.models.load import StudyModel
-from hneurons.neurons.cett import Passage, PooledExtractor, backbone
+from hneurons.models.structure import backbone
+from hneurons.neurons.cett import Passage, PooledExtractor
 from hneurons.types import REGIONS
 
 given = options(__doc__, batch_tokens=2048)

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from make_pair import make
-from results import interval, section, table
+from results import section, table
 
 import hneurons as hn
+from hneurons.intervals import shown
 from hneurons.settings import demo_settings
 
 Json = dict[str, Any]
@@ -35,7 +36,7 @@ def drift_rows(entry: Json) -> list[list[str]]:
     rows = [("up and down", drift), *((f"{kind} alone", part) for kind, part in drift.get("parts", {}).items())]
     return [
         [
-            name, interval(part["mean"]), interval(part["permutation"]["random"]), str(part["permutation"]["p"]),
+            name, shown(part["mean"]), shown(part["permutation"]["random"]), str(part["permutation"]["p"]),
             str(part["permutation"]["p_two_sided"]), str(part["t_test"]["p"]),
         ]
         for name, part in rows
@@ -51,9 +52,9 @@ def checkpoint(entry: Json) -> list[str]:
             continue
         own, random = data["own"], data["random"]
         rows.append([
-            name, str(data["n"]), interval(data["run"]), interval(data["h_neurons"]["auroc"]),
-            interval(random["uniform"]["difference"]), interval(random["layer_matched"]["difference"]),
-            interval(own["auroc"]) if own else "", interval(own["difference"]) if own else "",
+            name, str(data["n"]), shown(data["run"]), shown(data["h_neurons"]["auroc"]),
+            shown(random["uniform"]["difference"]), shown(random["layer_matched"]["difference"]),
+            shown(own["auroc"]) if own else "", shown(own["difference"]) if own else "",
         ])  # fmt: skip
     if rows:
         head = ["data set", "n", "AUROC on the run's model", "unchanged card there", "minus random, uniform",
@@ -61,7 +62,7 @@ def checkpoint(entry: Json) -> list[str]:
         lines += [*table(head, rows), ""]
     own = entry["own_card"]
     if own and "problem" not in own:
-        back = ", ".join(f"{name} {interval(data['h_neurons']['auroc'])}" for name, data in own["on_run"].items())
+        back = ", ".join(f"{name} {shown(data['h_neurons']['auroc'])}" for name, data in own["on_run"].items())
         lines += [f"- its own card: {own['h_neurons']} H-Neurons; on the answers of the run's model: AUROC {back}", ""]
     elif own:
         lines += [f"- no card of its own: {own['problem']}", ""]

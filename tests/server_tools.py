@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx2 as httpx
 import openai
+import pytest
 import uvicorn
 
 from fake_service import FakeService
@@ -71,6 +72,20 @@ def live(service: FakeService, **settings: Any) -> Iterator[Live]:
         service.close(drain=False)
         server.should_exit = True
         thread.join()
+
+
+@pytest.fixture(scope="module", name="server")
+def plain_server() -> Iterator[Live]:
+    """A server of its own for a file of tests, with the settings that it has by itself."""
+    with live(FakeService()) as running:
+        yield running
+
+
+@pytest.fixture(name="client")
+def official_client(server: Live) -> Iterator[openai.OpenAI]:
+    """OpenAI's own client of the file's server."""
+    with server.openai() as opened:
+        yield opened
 
 
 def wait_for(true: Callable[[], Any], seconds: float = 30.0) -> None:

@@ -16,8 +16,9 @@ from hneurons.answers.kvcache import common_prefix
 from hneurons.errors import NumericError
 from hneurons.models.load import StudyModel
 from hneurons.models.parts import FFN
+from hneurons.models.structure import backbone
 from hneurons.neurons.capture import capture
-from hneurons.neurons.cett import Passage, PooledExtractor, backbone, batches
+from hneurons.neurons.cett import Passage, PooledExtractor, batches
 from hneurons.types import REGIONS, Region
 
 

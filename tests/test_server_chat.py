@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import openai
 import pytest
 
 from fake_service import FakeService
-from server_tools import COUNT, SAY, Live, chunks_of, live
+from server_tools import COUNT, SAY, Live, chunks_of, live, official_client, plain_server  # noqa: F401
 
 NAME = "fake-135m"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Live]:
-    with live(FakeService()) as running:
-        yield running
-
-
-@pytest.fixture
-def client(server: Live) -> Iterator[openai.OpenAI]:
-    with server.openai() as opened:
-        yield opened
 
 
 # -- what OpenAI's API has ------------------------------------------------------------------------------

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import openai
 import pytest
 
-from fake_service import FakeService
-from server_tools import Live, chunks_of, live
+from server_tools import Live, chunks_of, official_client, plain_server  # noqa: F401
 
 NAME = "fake-135m"
 TEXT = "The capital of Australia"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Live]:
-    with live(FakeService()) as running:
-        yield running
-
-
-@pytest.fixture
-def client(server: Live) -> Iterator[openai.OpenAI]:
-    with server.openai() as opened:
-        yield opened
 
 
 def test_a_whole_completion(client: openai.OpenAI, server: Live):

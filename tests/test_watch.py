@@ -7,9 +7,9 @@ from torch import Tensor
 
 import tiny
 from hneurons.models.load import StudyModel
-from hneurons.neurons.cett import backbone
+from hneurons.models.structure import backbone
 from hneurons.neurons.scaling import scale
-from hneurons.neurons.watch import watch
+from hneurons.neurons.watch import Watcher, watch
 from hneurons.types import NeuronId
 from test_tokens import NEURONS, card_of
 
@@ -132,3 +132,54 @@ def test_a_pass_that_failed_leaves_nothing_behind(llama: StudyModel):
     with watch(llama, card_of(llama, NEURONS), alone.append):
         run(llama)
     torch.testing.assert_close(found, alone)
+
+
+def one_token(model: StudyModel) -> None:
+    with torch.inference_mode():
+        backbone(model.model)(input_ids=IDS[:, :1], use_cache=False)
+
+
+def in_turn(model: StudyModel, watcher: Watcher) -> list[Tensor]:
+    """The terms of a pass over whole rows and of three over one token each, by turns."""
+    found: list[Tensor] = []
+    with watcher.on(found.append):
+        for work in (one_token, run, one_token, one_token):
+            work(model)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "mixtral"])
+def test_passes_of_one_token_are_read_at_once_with_the_same_result(kind: str):
+    model = tiny.study(kind)
+    experts = (0, 3) if kind == "mixtral" else (None, None)
+    ids = [NeuronId(layer, expert, index) for layer in (1, 0) for expert, index in zip(experts, (3, 7), strict=True)]
+    card = card_of_ids(model, ids)
+    quick, slow = Watcher(model, card), Watcher(model, card)
+    slow.late = False
+    for got, expected in zip(in_turn(model, quick), in_turn(model, slow), strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-9, rtol=1e-5)
+    assert quick.late == (kind != "mixtral")
+
+
+@pytest.mark.parametrize("what", ["h", "z"])
+def test_a_model_that_writes_into_what_was_seen_is_read_layer_by_layer(what: str):
+    model = tiny.study()
+    card = card_of(model, NEURONS)
+
+    def write(_: Any, inputs: Any, output: Tensor) -> None:
+        (output if what == "h" else inputs[0]).mul_(2.0)
+
+    def terms(watcher: Watcher) -> list[Tensor]:
+        found: list[Tensor] = []
+        with watcher.on(found.append):
+            # After the watcher's hooks, so that these have seen z and h when it writes.
+            handle = model.ffns[1].down.register_forward_hook(write)
+            for _ in range(3):
+                one_token(model)
+            handle.remove()
+        return found
+
+    slow, watcher = Watcher(model, card), Watcher(model, card)
+    slow.late = False
+    assert all(torch.equal(*pair) for pair in zip(terms(watcher), terms(slow), strict=True))
+    assert watcher.late is False

@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from hneurons.errors import UsageError
 
+LARGEST_ALPHA = 100.0
+"""What neurons may be multiplied by at most; more only makes numbers overflow."""
+
 
 class IdentifySettings(BaseModel):
     """Settings of `identify`. Defaults follow Gao et al. 2025, sec. 3; docs/method.md says where and why not."""
@@ -115,9 +118,6 @@ class ImpactSettings(BaseModel):
         if not {alpha for alpha in value if alpha != 1}:
             raise ValueError("give at least one besides 1, which changes nothing")
         return tuple(sorted({1.0, *value}))
-
-
-LARGEST_ALPHA = 100.0
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 from hneurons.answers.kvcache import allows_gaps, common_prefix, new_cache, padded, select
 from hneurons.models.load import StudyModel
+from hneurons.models.structure import backbone
 
 Prompt = tuple[float, tuple[int, ...]]
 """What a row of a prefill is: alpha and token ids."""
@@ -44,7 +45,7 @@ def prefill(model: StudyModel, prompts: Sequence[Prompt], turn: Turn) -> Prefill
         alphas = sorted({alpha for alpha, _ in prompts})
         turn(alphas)
         ids, mask = padded([texts[0][:shared]] * len(alphas), model.device)
-        forward(model, ids, mask, mask.cumsum(-1) - 1, cache)
+        read(model, ids, mask, mask.cumsum(-1) - 1, cache)
         select(cache, torch.tensor([alphas.index(alpha) for alpha, _ in prompts], device=ids.device))
     turn([alpha for alpha, _ in prompts])
     ids, mask = padded([text[shared:] for text in texts], model.device)
@@ -65,3 +66,10 @@ def forward(model: StudyModel, ids: Tensor, mask: Tensor, positions: Tensor, cac
         logits_to_keep=1,
     )
     return output.logits[:, -1].float()
+
+
+def read(model: StudyModel, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> None:
+    """`forward` where nobody wants the logits: without the LM head."""
+    backbone(model.model)(
+        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+    )

@@ -32,8 +32,7 @@ def export(
     from hneurons.studies.evaluate import load_model_of
 
     target = check(card, format, out, alpha)
-    recorded = opened.manifest["model"] | ({"dtype": dtype} if dtype else {})
-    loaded = load_model_of(opened.manifest | {"model": recorded}, TerminalProgress(), model)
+    loaded = load_model_of(opened.manifest, TerminalProgress(), model, dtype=dtype)
     export(card, loaded, format=format, out=target, alpha=alpha)
     if as_json:
         typer.echo(dumps({"out": str(target), "format": format, "alpha": alpha, "neurons": len(card.h_neurons)}))

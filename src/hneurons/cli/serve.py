@@ -72,8 +72,7 @@ def serve(
         from hneurons.live.service import BatchService
         from hneurons.studies.evaluate import load_model_of
 
-        recorded = opened.manifest["model"] | ({"dtype": dtype} if dtype else {})
-        loaded = load_model_of(opened.manifest | {"model": recorded}, TerminalProgress(), model, device)
+        loaded = load_model_of(opened.manifest, TerminalProgress(), model, device=device, dtype=dtype)
         service = BatchService(loaded, card, max_batch=max_batch, max_waiting=max_waiting, max_tokens=max_output_tokens)
 
         def ready(url: str) -> None:

@@ -12,8 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic_core import PydanticCustomError
 
 from hneurons.live.jobs import Action
+from hneurons.settings import LARGEST_ALPHA
 
-LARGEST_ALPHA = 100.0
 MOST_MESSAGES = 1000
 MOST_ALTERNATIVES = 20
 Alpha = Annotated[float, Field(ge=0, le=LARGEST_ALPHA)]
@@ -184,27 +184,12 @@ class CompletionRequest(Request):
 
 
 UNSUPPORTED = frozenset(
-    [
-        "logit_bias",
-        "presence_penalty",
-        "frequency_penalty",
-        "tools",
-        "tool_choice",
-        "functions",
-        "function_call",
-        "response_format",
-        "modalities",
-        "audio",
-        "reasoning_effort",
-        "verbosity",
-        "web_search_options",
-        "best_of",
-        "echo",
-        "suffix",
-        "name",
-        "refusal",
-        "annotations",
-        "tool_calls",
-    ]
+    (
+        *("logit_bias", "presence_penalty", "frequency_penalty"),
+        *("tools", "tool_choice", "functions", "function_call", "response_format", "modalities", "audio"),
+        *("reasoning_effort", "verbosity", "web_search_options"),
+        *("best_of", "echo", "suffix"),
+        *("name", "refusal", "annotations", "tool_calls"),
+    )
 )
 """Declared with the one value that changes nothing."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from hneurons.live.api import LARGEST_ALPHA, ChatRequest, CompletionRequest, Extension, Request
+from hneurons.live.api import ChatRequest, CompletionRequest, Extension, Request
 from hneurons.live.faults import LONGEST_NAME, ApiError
 from hneurons.live.jobs import Job, Message, Policy
 from hneurons.live.serving import Serving
+from hneurons.settings import LARGEST_ALPHA
 
 COMPLETION_TOKENS = 16
 """OpenAI's default for completions."""

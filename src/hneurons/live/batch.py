@@ -23,7 +23,7 @@ from transformers import DynamicCache
 from hneurons.answers.decoding import draw
 from hneurons.answers.engine import Sampling
 from hneurons.answers.kvcache import aligned, allows_gaps, fork, merged, new_cache, select
-from hneurons.answers.prefill import Prompt, forward, prefill
+from hneurons.answers.prefill import Prompt, forward, prefill, read
 from hneurons.answers.text import decode
 from hneurons.live.jobs import Token
 from hneurons.live.monitor import Monitor
@@ -162,7 +162,11 @@ class Batch:
         self._turn([1.0 if row is None else row.alpha for row in lane.rows])
         mask = lane.mask = torch.cat([lane.mask, lane.mask.new_ones(len(lane.rows), 1)], dim=-1)
         ids = torch.tensor([[0 if row is None else row.said[-1]] for row in lane.rows], device=mask.device)
-        lane.logits = forward(self.model, ids, mask, mask.sum(-1, keepdim=True) - 1, lane.cache)
+        positions = mask.sum(-1, keepdim=True) - 1
+        if any(row.ending is None for _, row in alive):
+            lane.logits = forward(self.model, ids, mask, positions, lane.cache)
+        else:  # all are over, and only wait for the risk of their last token
+            read(self.model, ids, mask, positions, lane.cache)
         self._read(lane)
         self._leave(lane)
 
@@ -197,9 +201,9 @@ class Batch:
         watched = [(place, row) for place, row in lane.alive if row.watched]
         if not watched:
             return
-        terms = self._terms.pop()[:, -1]
+        terms = self._terms.pop()[:, -1].cpu().numpy()
         self._terms.clear()
-        own = terms.cpu()[[place for place, _ in watched]]
+        own = terms[[place for place, _ in watched]]
         marks = self.monitor.marks(own, [row.before for _, row in watched])
         for (_, row), each, mark in zip(watched, own, marks, strict=True):
             row.read(each, mark)

@@ -25,8 +25,9 @@ from hneurons.errors import UsageError
 from hneurons.live.jobs import Event, Job, Mark, Reading
 from hneurons.live.prompts import Prompt, as_messages, chat_text, context_of, question_of
 from hneurons.models.load import StudyModel, as_study_model
+from hneurons.models.structure import backbone
 from hneurons.neurons.card import Card
-from hneurons.neurons.cett import backbone, batches
+from hneurons.neurons.cett import batches
 from hneurons.neurons.scaling import scale
 from hneurons.neurons.watch import Watcher
 from hneurons.types import NeuronId, Span
@@ -56,7 +57,7 @@ class Gauge:
             )
         if not self.passes:
             return np.zeros((0, 0))
-        return np.concatenate([self.monitor.scores(terms) for terms in self.passes], axis=1)
+        return np.concatenate([self.monitor.scores(terms.cpu().numpy()) for terms in self.passes], axis=1)
 
     @property
     def risks(self) -> Floats:
@@ -91,30 +92,29 @@ class Monitor:
         self._ids = [neuron.id for neuron in card.neurons]
         self._finder = RuleSpanFinder()
 
-    def scores(self, terms: Tensor) -> Floats:
+    def scores(self, terms: Floats) -> Floats:
         """Probe scores from terms as `watch` gives them: (..., neurons) -> (...)."""
-        return terms.sum(-1).cpu().numpy() + self.card.probe.intercept
+        return terms.sum(-1) + self.card.probe.intercept
 
-    def marks(self, terms: Tensor, before: Sequence[tuple[int, float]]) -> list[Mark]:
+    def marks(self, terms: Floats, before: Sequence[tuple[int, float]]) -> list[Mark]:
         """The risk of one token of each of several responses.
 
         Args:
             terms: of those tokens: (responses, neurons).
             before: of each response, how many tokens came before, and the sum of their scores.
         """
-        values = terms.cpu().numpy()
-        scores = values.sum(-1) + self.card.probe.intercept
+        scores = self.scores(terms)
         means = [(total + score) / (count + 1) for (count, total), score in zip(before, scores.tolist(), strict=True)]
         risks = self.card.risk(np.concatenate([scores, means])).tolist()
         return [
             Mark(count, score, risk, running, named)
             for (count, _), score, risk, running, named in zip(
-                before, scores.tolist(), risks[: len(means)], risks[len(means) :], self._largest(values), strict=True
+                before, scores.tolist(), risks[: len(means)], risks[len(means) :], self._largest(terms), strict=True
             )
         ]
 
     def reading(
-        self, said: str, ids: Sequence[int], terms: Tensor, *, opened: bool = False, threshold: float | None = None
+        self, said: str, ids: Sequence[int], terms: Floats, *, opened: bool = False, threshold: float | None = None
     ) -> Reading | None:
         """What the probe says of a whole response; None when nothing was said.
 
@@ -146,7 +146,7 @@ class Monitor:
             response_risk=response_risk,
             answer=Span(chars.start + shift, chars.end + shift) if chars and tokens else None,
             answer_tokens=Span(tokens.start + thought, tokens.end + thought) if tokens else None,
-            top=self._largest(terms[thought:][answer].mean(0, keepdim=True).cpu().numpy())[0],
+            top=self._largest(terms[thought:][answer].mean(0, keepdims=True))[0],
         )
 
     @contextmanager
@@ -198,7 +198,7 @@ class Monitor:
                 backbone(self.model.model)(input_ids=tokens.to(device), attention_mask=mask.to(device), use_cache=False)
             for place, row in enumerate(rows):
                 asked, said = ids[row]
-                terms = gauge.passes[0][place, len(asked) : len(asked) + len(said)]
+                terms = gauge.passes[0][place, len(asked) : len(asked) + len(said)].cpu().numpy()
                 question, prompt, _ = given[row]
                 found[row] = self.reading(question, said, terms, opened=left_open(prompt) is not None)
         return [found[row] for row in range(len(ids))]
@@ -226,7 +226,7 @@ class Monitor:
     def _largest(self, terms: Floats) -> list[tuple[tuple[NeuronId, float], ...]]:
         """The neurons that count most in each row of terms: (rows, neurons)."""
         places = np.argsort(-np.abs(terms), axis=-1)[:, : self.top]
-        values = np.take_along_axis(terms, places, -1).round(6).tolist()
+        values = terms[np.arange(len(terms))[:, None], places].round(6).tolist()
         return [
             tuple((self._ids[place], value) for place, value in zip(row, own, strict=True))
             for row, own in zip(places.tolist(), values, strict=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from hneurons.live.jobs import Done, Mark, Token
+from hneurons.live.jobs import Done, Mark, Reading, Token
 from hneurons.live.shapes import (
     Alternative,
     Answer,
@@ -49,6 +49,14 @@ def token_risk(token: Token, mark: Mark | None) -> TokenRisk:
     }  # fmt: skip
 
 
+def answer_in(text: str, reading: Reading) -> Answer | None:
+    """The characters of a response that carry its claim; None if none were found."""
+    if reading.answer is None:
+        return None
+    start, end = reading.answer.start, reading.answer.end
+    return {"start": start, "end": end, "text": text[start:end]}
+
+
 def summary(done: Done) -> Summary:
     """What there is to say of a response, without its tokens."""
     reading = done.reading
@@ -57,13 +65,11 @@ def summary(done: Done) -> Summary:
             "alpha": done.alpha, "risk": None, "flagged": None, "threshold": None, "response_risk": None,
             "answer": None, "action": done.action, "top": [],
         }  # fmt: skip
-    answer: Answer | None = None
-    if reading.answer is not None and done.action not in ("abstain", "regenerate"):
-        start, end = reading.answer.start, reading.answer.end
-        answer = {"start": start, "end": end, "text": done.text[start:end]}
+    shown = done.action not in ("abstain", "regenerate")  # otherwise the reading is of another text
     return {
         "alpha": done.alpha, "risk": finite(reading.risk), "flagged": reading.flagged, "threshold": reading.threshold,
-        "response_risk": finite(reading.response_risk), "answer": answer, "action": done.action,
+        "response_risk": finite(reading.response_risk), "answer": answer_in(done.text, reading) if shown else None,
+        "action": done.action,
         "top": top_neurons(reading.top),
     }  # fmt: skip
 

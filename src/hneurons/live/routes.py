@@ -19,6 +19,7 @@ from hneurons.live.replies import worth
 from hneurons.live.serving import Serving, serving_of
 from hneurons.live.shapes import CardReply, ChatChunk, ChatCompletion, Completion, Health, Model, Models
 from hneurons.live.telling import ChatForm, Teller, TextForm
+from hneurons.settings import LARGEST_ALPHA
 
 router = APIRouter()
 """The API."""
@@ -94,7 +95,7 @@ async def card(request: Request) -> CardReply:
             "max_output_tokens": settings.max_output_tokens,
             "max_choices": settings.max_choices,
             "max_body": settings.max_body,
-            "max_alpha": api.LARGEST_ALPHA,
+            "max_alpha": LARGEST_ALPHA,
         },
     }
 

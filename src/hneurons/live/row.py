@@ -13,7 +13,7 @@ from torch import Tensor
 from hneurons.answers.text import decode
 from hneurons.answers.thinking import left_open
 from hneurons.live.jobs import Action, Done, Event, Failed, FinishReason, Job, Listener, Mark, Piece, Reading, Token
-from hneurons.live.monitor import Monitor
+from hneurons.live.monitor import Floats, Monitor
 from hneurons.live.prompts import question_of
 from hneurons.live.textstream import TextStream
 
@@ -63,7 +63,7 @@ class Row:
         self._random = np.random.default_rng(seed)
         self._stream = TextStream(self._decode, self.job.stop)
         self._acted = False  # whether the policy stopped it
-        self._terms: list[Tensor] = []
+        self._terms: list[Floats] = []
         self._sum = 0.0
         self._held: list[Piece] = []
 
@@ -110,7 +110,7 @@ class Row:
         """Whether its last token has to go through the model: for the next one, or for its own risk."""
         return self.ending is None or (self.watched and len(self._terms) < len(self.said))
 
-    def read(self, terms: Tensor, mark: Mark) -> None:
+    def read(self, terms: Floats, mark: Mark) -> None:
         """Take in the risk of the token that was read last."""
         self._terms.append(terms)
         self._sum += mark.score
@@ -176,7 +176,7 @@ class Row:
             count -= 1  # what wrote the stop string alone is no part of the response
         if not count:
             return None
-        terms = torch.stack(self._terms[:count])
+        terms = np.stack(self._terms[:count])
         said = self.said[:count]
         return self.monitor.reading(self._question, said, terms, opened=self._opened, threshold=self._threshold)
 

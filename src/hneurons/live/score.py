@@ -12,6 +12,7 @@ from hneurons.errors import RunError, UsageError
 from hneurons.live.jobs import Reading
 from hneurons.live.monitor import Monitor
 from hneurons.live.prompts import Prompt, as_messages
+from hneurons.live.replies import answer_in, top_neurons
 from hneurons.neurons.dial import checked_alpha
 from hneurons.progress import NoProgress, Progress
 from hneurons.questions.files import read_table
@@ -111,12 +112,9 @@ def _told(monitor: Monitor, said: str, reading: Reading | None, tokens: bool) ->
         "flagged": reading.flagged,
         "threshold": reading.threshold,
         "response_risk": reading.response_risk,
-        "answer": None,
-        "top": [{"layer": n.layer, "expert": n.expert, "index": n.index, "value": value} for n, value in reading.top],
+        "answer": answer_in(said, reading),
+        "top": top_neurons(reading.top),
     }
-    if reading.answer is not None:
-        start, end = reading.answer.start, reading.answer.end
-        told["answer"] = {"start": start, "end": end, "text": said[start:end]}
     if tokens:
         ids = monitor.tokens(said)[-len(reading.scores) :]
         risks = monitor.card.risk(reading.scores).tolist()

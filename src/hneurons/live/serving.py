@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request
 
 from hneurons.errors import UsageError
-from hneurons.live.api import LARGEST_ALPHA
 from hneurons.live.jobs import Service
 from hneurons.live.metrics import Metrics
+from hneurons.settings import LARGEST_ALPHA
 
 if TYPE_CHECKING:
     from hneurons.live.choices import Choices

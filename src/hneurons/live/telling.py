@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 import uuid
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from hneurons.live.asking import Wanted
-from hneurons.live.jobs import Done, Event, Mark, Piece, Token
+from hneurons.live.jobs import Done, Event, Job, Mark, Piece, Token
 from hneurons.live.replies import chat_logprobs, finite, summary, text_logprobs, token_risk, top_neurons
 from hneurons.live.shapes import (
     ChatChoice,
@@ -21,6 +21,8 @@ from hneurons.live.shapes import (
     TextChoice,
     Usage,
 )
+
+Chunk = TypeVar("Chunk", ChunkChoice, TextChoice)
 
 
 @dataclass
@@ -51,8 +53,13 @@ class Heard:
 
     def summary(self) -> Summary:
         """All there is to say of it, with each token."""
-        tokens = [token_risk(token, self.marks.get(index)) for index, token in sorted(self.tokens.items())]
+        tokens = [token_risk(token, self.marks.get(token.index)) for token in self.in_order]
         return {**summary(self.ended), "tokens": tokens}
+
+    @property
+    def in_order(self) -> list[Token]:
+        """Its tokens, as they follow one another."""
+        return [self.tokens[index] for index in sorted(self.tokens)]
 
 
 def finish(done: Done) -> Finish:
@@ -70,6 +77,13 @@ def news(piece: Piece) -> News:
         for mark in piece.marks
     ]  # fmt: skip
     return {"tokens": [{"index": token.index, "text": token.text} for token in piece.tokens], "risks": risks}
+
+
+def _with_news(chunk: Chunk, piece: Piece, job: Job) -> Chunk | None:
+    """The chunk with tokens and risks that became known; None if it says nothing."""
+    if job.monitor and (piece.tokens or piece.marks):
+        chunk["hneurons"] = news(piece)
+    return chunk if piece.text or chunk["logprobs"] or "hneurons" in chunk else None
 
 
 class Form(Protocol):
@@ -110,7 +124,7 @@ class ChatForm:
         return {
             "index": index,
             "message": {"role": "assistant", "content": done.text, "refusal": None},
-            "logprobs": chat_logprobs([heard.tokens[i] for i in sorted(heard.tokens)]) if wanted.logprobs else None,
+            "logprobs": chat_logprobs(heard.in_order) if wanted.logprobs else None,
             "finish_reason": finish(done),
             "hneurons": heard.summary(),
         }
@@ -124,9 +138,7 @@ class ChatForm:
         chunk = _chunk(index, {"content": piece.text} if piece.text else {})
         if wanted.logprobs and piece.tokens:
             chunk["logprobs"] = chat_logprobs(piece.tokens)
-        if wanted.jobs[index].monitor and (piece.tokens or piece.marks):
-            chunk["hneurons"] = news(piece)
-        return chunk if piece.text or chunk["logprobs"] or "hneurons" in chunk else None
+        return _with_news(chunk, piece, wanted.jobs[index])
 
     def closing(self, index: int, done: Done) -> ChunkChoice:
         """How it ended."""
@@ -150,7 +162,7 @@ class TextForm:
         return {
             "index": index,
             "text": done.text,
-            "logprobs": text_logprobs([heard.tokens[i] for i in sorted(heard.tokens)], 0) if wanted.logprobs else None,
+            "logprobs": text_logprobs(heard.in_order, 0) if wanted.logprobs else None,
             "finish_reason": finish(done),
             "hneurons": heard.summary(),
         }
@@ -163,9 +175,7 @@ class TextForm:
         chunk: TextChoice = {"index": index, "text": piece.text, "logprobs": None, "finish_reason": None}
         if wanted.logprobs and piece.tokens:
             chunk["logprobs"] = text_logprobs(piece.tokens, heard.offset)
-        if wanted.jobs[index].monitor and (piece.tokens or piece.marks):
-            chunk["hneurons"] = news(piece)
-        return chunk if piece.text or chunk["logprobs"] or "hneurons" in chunk else None
+        return _with_news(chunk, piece, wanted.jobs[index])
 
     def closing(self, index: int, done: Done) -> TextChoice:
         """How it ended."""

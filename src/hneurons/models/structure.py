@@ -128,3 +128,9 @@ def _has_activation(parent: nn.Module) -> bool:
         not linear_shape(child) and not isinstance(child, passive) and not any(True for _ in child.parameters())
         for child in parent.children()
     )
+
+
+def backbone(model: nn.Module) -> nn.Module:
+    """The model without its LM head, whose cost grows with the vocabulary."""
+    base = getattr(model, "base_model", model)
+    return base if isinstance(base, nn.Module) else model

@@ -55,7 +55,8 @@ def capture(
         callback: see `Capture`.
         every_thread: also passes of other threads, in which the callback then runs. Several workers may run the
             model at once: without this, only the passes of the thread that opened the block are seen.
-        unscaled: z as it is before the `scale` blocks around turn it; h is that of the turned neurons all the same.
+        unscaled: z as it is before the `scale` blocks around turn it, for mixtures alone; h is that of the turned
+            neurons all the same.
     """
     owner = None if every_thread else threading.get_ident()
 
@@ -67,7 +68,9 @@ def capture(
         groups: dict[tuple[int, ...], _Mixture] = {}
         for position, ffn in enumerate(ffns):
             if ffn.block is None:
-                _attach_dense(stack, position, ffn, call, unscaled)
+                assert not unscaled, "what goes into a dense down projection needs no more than a hook on it"
+                handle = ffn.down.register_forward_hook(_dense_hook(position, ffn, call))
+                stack.callback(handle.remove)
             else:
                 key = tuple(id(block) for block in ffn.blocks)
                 groups.setdefault(key, _Mixture(ffn.blocks, call, unscaled)).parts.append((position, ffn))
@@ -76,27 +79,11 @@ def capture(
         yield
 
 
-def _attach_dense(stack: ExitStack, position: int, ffn: FFN, callback: Capture, unscaled: bool) -> None:
-    before = _Raw()
-
-    def note(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        before.z = inputs[0]
-
+def _dense_hook(position: int, ffn: FFN, callback: Capture) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
     def see(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        z, before.z = (before.z if unscaled else inputs[0]), None
-        assert z is not None
-        callback(position, ffn, z, output[0] if isinstance(output, tuple) else output)
+        callback(position, ffn, inputs[0], output[0] if isinstance(output, tuple) else output)
 
-    if unscaled:
-        # First of all hooks, so before those of `scale`, whichever block was opened first.
-        stack.callback(ffn.down.register_forward_pre_hook(note, prepend=True).remove)
-    stack.callback(ffn.down.register_forward_hook(see).remove)
-
-
-class _Raw(threading.local):
-    """z of the pass that is running in a thread."""
-
-    z: Tensor | None = None
+    return see
 
 
 class _Seen(threading.local):

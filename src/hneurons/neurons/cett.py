@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 
 from hneurons.answers.kvcache import allows_gaps, as_prefix, common_prefix, new_cache
 from hneurons.errors import NumericError
 from hneurons.models.load import StudyModel
 from hneurons.models.parts import FFN
+from hneurons.models.structure import backbone
 from hneurons.models.weights import norms as vector_norms
 from hneurons.neurons.blocks import BlockFeatures
 from hneurons.neurons.capture import Routed, capture
@@ -252,12 +253,6 @@ class PooledExtractor:
                 weights[row, column, :length] = tokens / max(int(tokens.sum()), 1)
         device = self.model.device
         return (torch.from_numpy(array).to(device) for array in (ids, mask, weights))  # pyright: ignore[reportReturnType]
-
-
-def backbone(model: nn.Module) -> nn.Module:
-    """The model without its LM head, whose cost grows with the vocabulary."""
-    base = getattr(model, "base_model", model)
-    return base if isinstance(base, nn.Module) else model
 
 
 def batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hneurons.errors import UsageError
+from hneurons.settings import LARGEST_ALPHA
 
-LARGEST = 100.0
 Alpha = float | Tensor
 """One factor, or one for each row of the batch: (batch,)."""
 
@@ -85,7 +85,7 @@ class Dial(threading.local):
 
 
 def checked_alpha(alpha: Alpha) -> Alpha:
-    """A number between 0 and `LARGEST`, or a tensor (batch,) of such: float32, in CPU memory, a copy.
+    """A number between 0 and `LARGEST_ALPHA`, or a tensor (batch,) of such: float32, in CPU memory, a copy.
 
     Raises:
         UsageError: anything else.
@@ -96,7 +96,9 @@ def checked_alpha(alpha: Alpha) -> Alpha:
         raise UsageError(f"alpha must be a number or a tensor, not {alpha!r:.60}.", "1 changes nothing.") from error
     if values.dim() > 1 or not len(values.reshape(-1)):
         raise UsageError("alpha must be a number or one number a row of the batch.", "Give a tensor (batch,).")
-    if not bool(((values >= 0) & (values <= LARGEST)).all()):  # NaN is neither
-        bad = next(v for v in values.reshape(-1).tolist() if not (math.isfinite(v) and 0 <= v <= LARGEST))
-        raise UsageError(f"alpha must be between 0 and {LARGEST:g}, not {bad:g}.", "0 silences, 1 changes nothing.")
+    if not bool(((values >= 0) & (values <= LARGEST_ALPHA)).all()):  # NaN is neither
+        bad = next(v for v in values.reshape(-1).tolist() if not (math.isfinite(v) and 0 <= v <= LARGEST_ALPHA))
+        raise UsageError(
+            f"alpha must be between 0 and {LARGEST_ALPHA:g}, not {bad:g}.", "0 silences, 1 changes nothing."
+        )
     return values.clone() if values.dim() else float(alpha)

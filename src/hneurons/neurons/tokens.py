@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hneurons.models.load import StudyModel
+from hneurons.models.structure import backbone
 from hneurons.neurons.card import Card
-from hneurons.neurons.cett import Passage, backbone
+from hneurons.neurons.cett import Passage
 from hneurons.neurons.watch import watch
 
 

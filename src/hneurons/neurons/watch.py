@@ -65,21 +65,24 @@ class Watcher:
     def __init__(self, model: StudyModel, card: Card) -> None:
         card.check_fits(model.describe())
         self._embedding: Any = model.model.get_input_embeddings()
-        self._parts: dict[int, _Part] = {}
+        self.parts: dict[int, _Part] = {}
         places: list[int] = []
         for position, mine, inside in model.parts_with(card.columns):
-            self._parts[position] = _Part(model.ffns[position], torch.from_numpy(inside))
+            self.parts[position] = _Part(model.ffns[position], torch.from_numpy(inside))
             places += mine.tolist()
         # Columns of the parts laid side by side, in the order of the card; and for each its part, norm and weight.
         self._order = torch.from_numpy(np.argsort(places))
-        parts = list(self._parts.values())
+        parts = list(self.parts.values())
         sizes = torch.tensor([len(part.inside) for part in parts], dtype=torch.long)
         self._part_of = torch.arange(len(parts)).repeat_interleave(sizes)[self._order]
         self._norms = torch.cat([part.norms for part in parts] or [torch.zeros(0)])[self._order]
         self._weights = torch.from_numpy(card.weights)
-        self._dense = {position: model.ffns[position] for position in self._parts if not model.ffns[position].blocks}
+        self._dense = {position: model.ffns[position] for position in self.parts if not model.ffns[position].blocks}
+        self.late: bool | None = None if len(self._dense) == len(self.parts) else False
+        """Whether z and h of a pass can be read when all layers have run; None as long as nobody knows."""
+        self._columns: Tensor | None = None
         # Parts of one mixture are seen together: only so it is known what each of them adds to h.
-        mixed = {id(block) for position in self._parts for block in model.ffns[position].blocks}
+        mixed = {id(block) for position in self.parts for block in model.ffns[position].blocks}
         self._mixed = {
             position: ffn for position, ffn in enumerate(model.ffns) if any(id(block) in mixed for block in ffn.blocks)
         }
@@ -93,67 +96,128 @@ class Watcher:
         """
         owner, get_ident = threading.get_ident(), threading.get_ident
         mixed = list(self._mixed)
-        gathered: dict[int, Tensor] = {}
-        sizes: dict[int, Tensor] = {}
-        shape: list[int] = []
+        running = _Pass(self, see)
 
         def begin(_: Any, inputs: tuple[Any, ...]) -> None:
-            if get_ident() != owner or not inputs:
-                return
-            gathered.clear()  # of a pass that failed
-            sizes.clear()
-            shape[:] = inputs[0].shape
-            if not self._parts:
-                see(torch.zeros(*shape, 0, dtype=torch.float64))
+            if get_ident() == owner and inputs:
+                running.begin(inputs[0].shape)
 
-        def take(position: int, h: Tensor) -> None:
-            if h.dim() == 3:  # also where no token ids were embedded
-                shape[:] = h.shape[:2]
-            sizes[position] = vector_norms(h, dim=-1)
-            if len(sizes) == len(self._parts):
-                order = sorted(sizes)
-                see(self._terms([gathered.pop(p) for p in order], [sizes.pop(p) for p in order]).reshape(*shape, -1))
-
-        def attach(position: int, part: _Part, down: nn.Module) -> None:
+        def attach(position: int, down: nn.Module) -> None:
             # Hooks of our own rather than `capture`: these run in every layer for every token.
-            def gather(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+            def before(_: nn.Module, inputs: tuple[Any, ...]) -> None:
                 if get_ident() == owner:
-                    gathered[position] = part.gather(inputs[0])
+                    running.enter(position, inputs[0])
 
-            def measure(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+            def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
                 if get_ident() == owner:
-                    take(position, output[0] if isinstance(output, tuple) else output)
+                    running.leave(position, output[0] if isinstance(output, tuple) else output)
 
             # First of all hooks, so before those of `scale`, whichever block was opened first.
-            stack.callback(down.register_forward_pre_hook(gather, prepend=True).remove)
-            stack.callback(down.register_forward_hook(measure).remove)
+            stack.callback(down.register_forward_pre_hook(before, prepend=True).remove)
+            stack.callback(down.register_forward_hook(after).remove)
 
         def collect(number: int, ffn: FFN, z: Tensor | Routed, h: Tensor) -> None:
             del ffn
-            part = self._parts.get(mixed[number])
-            if part is not None:
-                gathered[mixed[number]] = part.gather(z)
-                take(mixed[number], h)
+            if mixed[number] in self.parts:
+                running.enter(mixed[number], z)
+                running.leave(mixed[number], h)
 
         with ExitStack() as stack:
             stack.callback(self._embedding.register_forward_pre_hook(begin).remove)
             for position, ffn in self._dense.items():
-                attach(position, self._parts[position], ffn.down)
+                attach(position, ffn.down)
             if mixed:
                 stack.enter_context(capture(list(self._mixed.values()), collect, unscaled=True))
             yield
 
-    def _terms(self, gathered: Sequence[Tensor], sizes: Sequence[Tensor]) -> Tensor:
-        """Weight times contribution of every neuron, in the order of the card: (batch * tokens, neurons)."""
+    def terms(self, gathered: Sequence[Tensor], sizes: Sequence[Tensor]) -> Tensor:
+        """Weight times contribution of every neuron, in the order of the card: (batch * tokens, neurons).
+
+        Args:
+            gathered: z of the card's neurons in each of the parts, in order of depth: (..., neurons of the part).
+            sizes: ||h|| of those parts: (...).
+        """
         device = gathered[0].device
-        if self._order.device != device:
-            for name in ("_order", "_part_of", "_norms", "_weights"):
-                setattr(self, name, getattr(self, name).to(device))
         z = torch.cat([each.reshape(-1, each.shape[-1]).to(device) for each in gathered], dim=-1)
         size = torch.stack([each.reshape(-1).to(device) for each in sizes], dim=-1)
+        return self._weighed(z, self._order, size)
+
+    def whole_terms(self, z: Sequence[Tensor], h: Sequence[Tensor]) -> Tensor:
+        """The same from all of z and h of the parts: (..., width of the part), (..., hidden); all on one device."""
+        if self._columns is None:
+            starts = np.cumsum([0, *(each.shape[-1] for each in z[:-1])]).tolist()
+            inside = [part.inside + start for part, start in zip(self.parts.values(), starts, strict=True)]
+            self._columns = torch.cat(inside)[self._order]
+        size = vector_norms(torch.stack([each.reshape(-1, each.shape[-1]) for each in h], dim=1), dim=-1)
+        return self._weighed(torch.cat([each.reshape(-1, each.shape[-1]) for each in z], dim=-1), self._columns, size)
+
+    def _weighed(self, z: Tensor, columns: Tensor, size: Tensor) -> Tensor:
+        if self._norms.device != z.device:
+            for name in ("_order", "_part_of", "_norms", "_weights"):
+                setattr(self, name, getattr(self, name).to(z.device))
         # A token whose h is exactly zero has contribution 0.
-        share = torch.where(size > 0, 1 / size, 0.0)[:, self._part_of]
-        return (z[:, self._order].abs().float() * self._norms * share).double() * self._weights
+        share = torch.where(size > 0, 1 / size, 0.0).index_select(1, self._part_of)
+        chosen = z.index_select(1, columns.to(z.device))
+        return (chosen.abs().float() * self._norms * share).double() * self._weights
+
+
+class _Pass:
+    """What is known of the pass that is running.
+
+    Where every row has one token, as in generation, z and h are only kept, and read all at once when the last layer
+    has run: two small operations a layer, between matrix products that drive all else out of the caches, cost about
+    one per cent of such a pass. A model that writes into z or h meanwhile is found out in its first such pass, and
+    read layer by layer from then on; so are mixtures, and layers on several devices.
+    """
+
+    def __init__(self, watcher: Watcher, see: See) -> None:
+        self.watcher, self.see = watcher, see
+        self.shape: tuple[int, int] = (0, 0)
+        self.late = self.trial = False
+        self.copies: list[tuple[Tensor, Tensor]] = []
+        self.z: dict[int, Tensor] = {}
+        self.h: dict[int, Tensor] = {}
+
+    def begin(self, shape: tuple[int, int]) -> None:
+        """Token ids of this shape are embedded."""
+        self.shape = shape
+        self.late = shape[1] == 1 and self.watcher.late is True
+        self.trial = shape[1] == 1 and self.watcher.late is None
+        self.z.clear()  # of a pass that failed
+        self.h.clear()
+        self.copies.clear()
+        if not self.watcher.parts:
+            self.see(torch.zeros(*shape, 0, dtype=torch.float64))
+
+    def enter(self, position: int, z: Tensor | Routed) -> None:
+        """What goes into a layer's down projection."""
+        if isinstance(z, Tensor) and self.late:
+            self.z[position] = z
+            return
+        if isinstance(z, Tensor) and self.trial:
+            self.copies.append((z, z.clone()))
+        self.z[position] = self.watcher.parts[position].gather(z)
+
+    def leave(self, position: int, h: Tensor) -> None:
+        """What comes out of that layer."""
+        if self.trial:
+            self.copies.append((h, h.clone()))
+        if h.dim() == 3:  # also where no token ids were embedded
+            self.shape = (h.shape[0], h.shape[1])
+        self.h[position] = h if self.late else vector_norms(h, dim=-1)
+        if len(self.h) == len(self.watcher.parts):
+            self._end()
+
+    def _end(self) -> None:
+        order = sorted(self.h)
+        z, h = [self.z.pop(p) for p in order], [self.h.pop(p) for p in order]
+        terms = self.watcher.whole_terms(z, h) if self.late else self.watcher.terms(z, h)
+        if self.trial:
+            self.trial = False
+            one_device = len({each.device for each, _ in self.copies}) == 1
+            self.watcher.late = one_device and all(torch.equal(now, before) for now, before in self.copies)
+            self.copies.clear()
+        self.see(terms.reshape(*self.shape, -1))
 
 
 def watch(model: StudyModel, card: Card, see: See) -> AbstractContextManager[None]:

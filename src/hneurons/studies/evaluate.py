@@ -139,7 +139,9 @@ def check_model(study: StudyModel, card: Card, folder: RunFolder) -> Json:
     return described
 
 
-def load_model_of(manifest: Json, progress: Progress, at: str | None = None, device: str = "auto") -> StudyModel:
+def load_model_of(
+    manifest: Json, progress: Progress, at: str | None = None, *, device: str = "auto", dtype: str | None = None
+) -> StudyModel:
     """Load the model that a run recorded.
 
     Args:
@@ -147,6 +149,7 @@ def load_model_of(manifest: Json, progress: Progress, at: str | None = None, dev
         progress: says what is loaded.
         at: where the model is, if not where it was.
         device: where to put it; see `load_model`.
+        dtype: if not the run's; see `load_model`.
 
     Raises:
         UsageError: it was an object in memory, or has gone from where it was.
@@ -159,7 +162,7 @@ def load_model_of(manifest: Json, progress: Progress, at: str | None = None, dev
     if at is None and model["source"] in ("folder", "gguf") and not Path(where).exists():
         raise UsageError(f"The run's model isn't at {where} any more.", "Say where it is with --model.")
     progress.say(f"Loading {where}")
-    return load_model(where, dtype=model["dtype"], device=device, revision=model["revision"], say=progress.say)
+    return load_model(where, dtype=dtype or model["dtype"], device=device, revision=model["revision"], say=progress.say)
 
 
 def recorded_judging(manifest: Json) -> Judging:
