@@ -11,9 +11,9 @@ small matrix product per layer, so no activation outlives its layer.
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -85,6 +85,14 @@ class _Prefix:
     cache: DynamicCache
     sums: NDArray[np.float32]
     """Contributions added up over its tokens: (neurons,)."""
+
+
+class Extractor(Protocol):
+    """The swap point for whatever measures contributions."""
+
+    def many(self, groups: Sequence[Sequence[Passage]]) -> Iterable[BlockFeatures]:
+        """Features of each batch of passages, in order: (passages, regions, neurons)."""
+        ...
 
 
 class PooledExtractor:

@@ -21,7 +21,7 @@ from hneurons.answers.spans import RuleSpanFinder, SpanFinder
 from hneurons.errors import UnsupportedModelError
 from hneurons.models.load import StudyModel
 from hneurons.neurons.blockstore import BlockStore, feature_store
-from hneurons.neurons.cett import PooledExtractor, batches
+from hneurons.neurons.cett import Extractor, PooledExtractor, batches
 from hneurons.neurons.choose import TrainingData
 from hneurons.neurons.features import FeatureStore
 from hneurons.neurons.matrix import Matrix, Stored
@@ -44,6 +44,8 @@ class Tools:
     """Draws the responses; transformers in this process by default."""
     judge: Judge = field(default_factory=AliasJudge)
     finder: SpanFinder = field(default_factory=RuleSpanFinder)
+    extractor: Callable[[Sequence[Region]], Extractor] | None = None
+    """Makes what measures the contributions over those regions; transformers in this process by default."""
 
 
 class Collection:
@@ -181,7 +183,8 @@ class Collection:
         examples, store = self.kept, self.store
         passages = [passage_of(self.model, example) for example in examples]
         written = store.written()
-        extractor = PooledExtractor(self.model, store.regions)
+        make = self.tools.extractor
+        extractor: Extractor = make(store.regions) if make else PooledExtractor(self.model, store.regions)
         plan = batches([len(passage.ids) for passage in passages], self.settings.batch_tokens)
         with self.progress.bar("Measuring contributions", len(examples)) as tick:
             left = [rows for rows in plan if not written.issuperset(rows)]
