@@ -312,8 +312,26 @@ def test_the_card(server: Live):
     assert card["widths"] == [1536] * 30
     assert card["h_neurons"] == len(own.h_neurons)
     assert [neuron["weight"] for neuron in card["neurons"]] == own.weights.tolist()
+    assert all(neuron["column"] == neuron["index"] for neuron in card["neurons"])
     assert card["threshold"] == 0.5
     assert card["guarantee"] is None
     assert card["metrics"] == own.metrics
     assert card["verdict"] == "On held-out questions of starter their AUROC was 0.78 [0.72, 0.84]; 0.5 is chance."
     assert card["limits"]["context"] == 512
+
+
+def test_the_card_of_a_mixture():
+    service = FakeService()
+    model = service.card.model.model_dump() | {
+        "layers": 2,
+        "width": [8, 20],
+        "neurons": 28,
+        "experts": [0, 4],
+        "shared": [8, 8],
+    }
+    ids = [(0, None, 5), (1, None, 5), (1, 0, 2), (1, 3, 1)]
+    neurons = [{"layer": layer, "expert": expert, "index": index, "weight": 1.0} for layer, expert, index in ids]
+    service.card = type(service.card).model_validate(service.card.model_dump() | {"model": model, "neurons": neurons})
+    with live(service) as server, server.http() as client:
+        card = client.get("/hneurons/card").json()
+    assert [neuron["column"] for neuron in card["neurons"]] == [5, 5, 8 + 2, 8 + 3 * 3 + 1]

@@ -74,14 +74,21 @@ async def card(request: Request) -> CardReply:
     serving = serving_of(request)
     service, settings, card = serving.service, serving.settings, serving.service.card
     guarantee = card.probe.guarantee
+    starts = card.model.layout.starts
     return {
         "name": service.name,
         "alpha": settings.alpha,
         "layers": card.model.layers,
         "widths": card.model.widths,
         "neurons": [
-            {"layer": each.layer, "expert": each.expert, "index": each.index, "weight": each.weight}
-            for each in card.neurons
+            {
+                "layer": each.layer,
+                "expert": each.expert,
+                "index": each.index,
+                "column": int(column - starts[each.layer]),
+                "weight": each.weight,
+            }
+            for each, column in zip(card.neurons, card.columns, strict=True)
         ],
         "h_neurons": len(card.h_neurons),
         "total": card.model.neurons,

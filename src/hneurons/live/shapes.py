@@ -212,6 +212,8 @@ class CardNeuron(TypedDict):
     layer: int
     expert: int | None
     index: int
+    column: int
+    """Its place among all neurons of the layer: those of the dense part first, then expert by expert."""
     weight: float
 
 
