@@ -29,7 +29,7 @@ def run(tmp_path: Path) -> Path:
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Runs it in this process: (status, what it wrote on stderr). Loading a model fails the test."""
     monkeypatch.delenv("HNEURONS_API_KEY", raising=False)
-    monkeypatch.setattr(evaluate, "load_model_of", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(evaluate, "load_model_of", lambda *_, **__: pytest.fail("the model was loaded"))
     before = signal.getsignal(signal.SIGINT)
 
     def call(*arguments: object) -> tuple[int, str]:
@@ -80,8 +80,8 @@ def test_a_package_that_is_missing(command: Command, run: Path, monkeypatch: pyt
 def test_what_it_serves_and_says(command: Command, run: Path, monkeypatch: pytest.MonkeyPatch):
     seen: dict[str, Any] = {}
 
-    def load(manifest: Any, _: object, at: str | None, device: str) -> str:
-        seen["load"] = (manifest["model"]["dtype"], at, device)
+    def load(manifest: Any, _: object, at: str | None, **options: str) -> str:
+        seen["load"] = (manifest["model"]["id"], at, options)
         return "the model"
 
     def make(model: str, card: Any, **options: int) -> Any:
@@ -103,7 +103,7 @@ def test_what_it_serves_and_says(command: Command, run: Path, monkeypatch: pytes
         "--host", "0.0.0.0", "--log-text",
     )  # fmt: skip
     assert status == 0
-    assert seen["load"] == ("bfloat16", "elsewhere", "cpu")
+    assert seen["load"] == ("smollm2-135m", "elsewhere", {"device": "cpu", "dtype": "bfloat16"})
     assert seen["service"] == ("the model", 32, {"max_batch": 3, "max_waiting": 4, "max_tokens": 50})
     settings = seen["settings"]
     assert (settings.host, settings.key, settings.alpha, settings.max_body) == ("0.0.0.0", "hush", 0.5, 2048)
@@ -118,7 +118,7 @@ def test_what_it_serves_and_says(command: Command, run: Path, monkeypatch: pytes
 
 def test_without_an_evaluation_the_card_tells(command: Command, run: Path, monkeypatch: pytest.MonkeyPatch):
     (run / "evaluation.json").unlink()
-    monkeypatch.setattr(evaluate, "load_model_of", lambda *_: None)
+    monkeypatch.setattr(evaluate, "load_model_of", lambda *_, **__: None)
     monkeypatch.setattr(live_service, "BatchService", lambda *_, **__: FakeService())
     monkeypatch.setattr(live_server, "serve", lambda *given: given[3]("http://x"))
     assert "How well they predict was never evaluated." in command(run, "--port", 0)[1]
