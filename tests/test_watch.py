@@ -102,6 +102,29 @@ def test_passes_of_other_threads_are_not_watched(llama: StudyModel):
     assert len(found) == 1
 
 
+def test_a_pass_of_another_thread_amid_one_changes_nothing(llama: StudyModel):
+    card = card_of(llama, NEURONS)
+    alone: list[Tensor] = []
+    with watch(llama, card, alone.append):
+        run(llama)
+    found: list[Tensor] = []
+    owner = threading.get_ident()
+
+    def interrupt(*_: Any) -> None:
+        if threading.get_ident() == owner:
+            other = threading.Thread(target=one_token, args=(llama,))
+            other.start()
+            other.join()
+
+    # Between what the watcher sees of a layer's z and of its h.
+    handle = llama.ffns[2].down.register_forward_pre_hook(interrupt)
+    with watch(llama, card, found.append):
+        run(llama)
+    handle.remove()
+    assert len(found) == 1
+    assert torch.equal(found[0], alone[0])
+
+
 def test_hooks_come_off_after_an_error(llama: StudyModel):
     before = hooks(llama)
 
