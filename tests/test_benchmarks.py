@@ -8,6 +8,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,14 @@ def run(benchmarks_on_path: None, request: Any, tmp_path: Path, monkeypatch: pyt
 
 def test_every_command_has_its_script():
     assert {command.split()[0] for command in BENCH["COMMANDS"]} <= SCRIPTS
+
+
+@pytest.mark.usefixtures("benchmarks_on_path")
+@pytest.mark.parametrize("script", sorted(SCRIPTS))
+def test_what_a_script_imports_is_there(script: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with suppress(SystemExit):  # those that measure at once read their options first
+        runpy.run_path(str(FOLDER / script))
 
 
 @pytest.mark.parametrize("command", claims())
