@@ -20,13 +20,13 @@ from hneurons.errors import ModelNotFoundError
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = {path.name for path in FOLDER.glob("*.py")}
 BENCH = runpy.run_path(str(FOLDER / "bench.py"))
-ASK_THE_MODEL = ("extraction.py", "extraction_naive.py", "sampling.py", "store.py auroc", "scaling.py")
+ASK_THE_MODEL = ("extraction.py", "extraction_naive.py", "sampling.py", "store.py auroc", "scaling.py", "live_")
 """Commands that need the demo model even when quick."""
 
 
 def claims() -> list[Any]:
     """Each command that claims a number."""
-    commands = [*BENCH["COMMANDS"], "drift.py"]
+    commands = [*BENCH["COMMANDS"], "drift.py", "live_pass.py", "live_monitor.py"]
     real = [command for command in commands if command.startswith(ASK_THE_MODEL)]
     return [pytest.param(c, marks=[pytest.mark.real] if c in real else []) for c in commands]
 
