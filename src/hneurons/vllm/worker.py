@@ -22,12 +22,12 @@ class Extension:
     def hneurons_measure(self, layout: str) -> str:
         """Hook the down projections, once; JSON: null, or [problem, remedy]."""
         worker: Any = self
+        told = json.loads(layout)
+        try:
+            downs = find_downs(worker.model_runner.model, Layout(**{name: tuple(told[name]) for name in told}))
+        except HNeuronsError as error:
+            return json.dumps([error.problem, error.remedy])
         if getattr(worker, "_hneurons_pooler", None) is None:
-            told = json.loads(layout)
-            try:
-                downs = find_downs(worker.model_runner.model, Layout(**{name: tuple(told[name]) for name in told}))
-            except HNeuronsError as error:
-                return json.dumps([error.problem, error.remedy])
             pooler = Pooler(downs)
             Passes(worker.model_runner, pooler.begin, pooler.end)
             worker._hneurons_pooler = pooler
