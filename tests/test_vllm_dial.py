@@ -96,6 +96,15 @@ def test_scores_are_the_probes(ranks: int, alpha: float):
         np.testing.assert_allclose(found[name, 0].scores, expected, rtol=1e-5)
 
 
+def test_tokens_that_end_a_response_are_told():
+    runner, turner = worker()
+    runner.add("a-12345678", [3, 4, 5], 1, hneurons=told(monitor=True))
+    runner.requests["a-12345678"].sampling_params.eos_token_id = 2
+    runner.requests["a-12345678"].sampling_params.stop_token_ids = [7, 5]
+    runner.step({"a-12345678": 3})
+    assert gathered([turner.take(["a"])], 0.0)["a", 0].ends == {2, 5, 7}
+
+
 def test_a_preempted_response_is_scored_once():
     runner, turner = worker()
     runner.add("a-12345678", [3, 4, 5, 6, 7], 2, hneurons=told(monitor=True))
@@ -116,7 +125,7 @@ def test_results_that_nobody_fetches_do_not_pile_up():
         runner.add(name, [3, 4], 1, hneurons=told(monitor=True))
         runner.step({name: 2})
         del runner.requests[name]
-    assert len(turner._scored) <= KEPT + 1
+    assert len(turner._scored) == KEPT
     assert json.loads(turner.take(["0"])) == {}
     assert json.loads(turner.take([str(KEPT + 19)]))
 

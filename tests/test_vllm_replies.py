@@ -41,7 +41,7 @@ class Engine:
     async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[str]:
         self.calls.append((method, *args))
         told = {
-            name: {"prompt": [1, 2], "ids": ids, "scores": [score / 2 for score in scores]}
+            name: {"prompt": [1, 2], "ids": ids, "scores": [s / 2 for s in scores], "ends": [2]}
             for name, (ids, scores) in self.scores.items()
             if any(outside in name for outside in args[0])
         }
@@ -244,7 +244,7 @@ def test_the_question_of_a_request():
 
 def test_risks_in_the_process(llama: StudyModel, card: Card):
     ids = ids_of(llama, "It is Paris")
-    reply = json.dumps({"7-12345678": {"prompt": [1], "ids": ids, "scores": [0.5] * len(ids)}})
+    reply = json.dumps({"7-12345678": {"prompt": [1], "ids": ids, "scores": [0.5] * len(ids), "ends": []}})
     llm = SimpleNamespace(collective_rpc=lambda *_, **__: [reply], get_tokenizer=lambda: llama.tokenizer)
     choice = SimpleNamespace(index=0, text="It is Paris", token_ids=ids)
     output = SimpleNamespace(request_id="7", outputs=[choice])

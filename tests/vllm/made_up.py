@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers as hf
 
-from hneurons.models.load import StudyModel
+import tiny
+from hneurons.models.load import StudyModel, as_study_model
 from hneurons.neurons.card import Card
 from hneurons.neurons.cett import Passage, PooledExtractor
 from hneurons.neurons.scaling import scale
@@ -58,3 +61,32 @@ def greedy(model: StudyModel, card: Card, alpha: float, prompt: list[int]) -> li
     with scale(model, card, alpha):
         ids = generator.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=TOKENS, pad_token_id=2)
     return ids[0, len(prompt) :].tolist()
+
+
+def big_enough(kind: str) -> Any:
+    """A tiny random model, as small as vLLM's attention on CPUs takes them."""
+    shared = {"vocab_size": 330, **tiny.IDS, "initializer_range": 0.3}
+    if kind == "llama":
+        return hf.LlamaForCausalLM(
+            hf.LlamaConfig(
+                hidden_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+                intermediate_size=96, max_position_embeddings=256, **shared,
+            )
+        )  # fmt: skip
+    if kind == "gpt2":
+        return hf.GPT2LMHeadModel(hf.GPT2Config(n_embd=128, n_layer=3, n_head=4, n_inner=96, n_positions=256, **shared))
+    return hf.OPTForCausalLM(
+        hf.OPTConfig(
+            hidden_size=128, num_hidden_layers=3, num_attention_heads=4, ffn_dim=96, max_position_embeddings=256,
+            word_embed_proj_dim=128, do_layer_norm_before=True, **shared,
+        )
+    )  # fmt: skip
+
+
+def saved(kind: str, folder: Path) -> StudyModel:
+    """Such a model, written to a folder too."""
+    torch.manual_seed(0)
+    made, tokenizer = big_enough(kind).eval(), tiny.tokenizer()
+    made.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return as_study_model((made, tokenizer))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_up import ALPHAS, QUESTIONS, TOKENS, Play, greedy, prompts
+from made_up import ALPHAS, PROBE, QUESTIONS, TOKENS, Play, greedy, prompts, saved
 
 from hneurons.live.monitor import Monitor
 from hneurons.models.load import StudyModel
@@ -99,7 +99,7 @@ def test_risks_of_responses_are_the_monitors(play: Play, model: StudyModel, card
     for each, own in zip(batch, found, strict=True):
         *_, done = monitor.generate(each["question"], alpha=each["alpha"], temperature=0.0, max_tokens=64)
         reading = done.reading
-        if done.finish_reason != "stop" or reading is None:
+        if done.reason != "stop" or reading is None:
             continue
         whole += 1
         assert "".join(token["text"] for token in own["told"]["tokens"]) == done.text
@@ -110,3 +110,37 @@ def test_risks_of_responses_are_the_monitors(play: Play, model: StudyModel, card
             [token["risk"] for token in own["told"]["tokens"]], card.risk(reading.scores), atol=1e-3
         )
     assert whole >= 3
+
+
+def test_two_ranks_say_and_score_what_transformers_does(play: Play, tmp_path: Path):
+    """H-Neurons and the probe's others are in both shards."""
+    model = saved("llama", tmp_path / "model")
+    described = model.describe()
+    neurons = [
+        {"layer": layer, "index": index, "weight": weight}
+        for layer in range(3)
+        for index, weight in ((3, 2.0), (20, -1.5), (60, 1.0), (95, 3.0))
+    ]
+    kept = ("id", "architecture", "layers", "width", "neurons")
+    card = Card.model_validate({"model": {k: described[k] for k in kept}, "probe": PROBE, "neurons": neurons})
+    card.save(tmp_path / "neurons.json")
+    prompts = [[5, 9, 30, 44], [60, 71, 88, 90, 101, 7, 8]]
+    batch = [
+        {"prompt": prompt, "alpha": alpha, "asked": {"alpha": alpha, "monitor": True}}
+        for prompt in prompts
+        for alpha in ALPHAS
+    ]
+    told = {
+        "model": str(tmp_path / "model"), "rounds": [batch], "tokens": TOKENS, "scores": True,
+        "engine": {"tensor_parallel_size": 2},
+    }  # fmt: skip
+    (found,) = play("dial", told, HNEURONS_CARD=str(tmp_path))["rounds"]
+    assert len({tuple(each["ids"]) for each in found}) == len(batch)  # each alpha says something else
+    for each, own in zip(batch, found, strict=True):
+        prompt, alpha = each["prompt"], each["alpha"]
+        assert own["ids"] == greedy(model, card, alpha, prompt)
+        with scale(model, card, alpha):
+            expected = token_scores(model, card, Passage("q", (*prompt, *own["ids"]), len(prompt), (0, 1)))
+        read = min(len(own["ids"]), len(own["told"]))
+        assert read >= len(own["ids"]) - 1
+        np.testing.assert_allclose(own["told"][:read], expected[:read], rtol=1e-3, atol=1e-3)

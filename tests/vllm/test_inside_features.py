@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_up import Play, prompts
+from made_up import Play, prompts, saved
 
-import tiny
-from hneurons.models.load import StudyModel, as_study_model
+from hneurons.models.load import StudyModel
 from hneurons.neurons.cett import Passage, PooledExtractor
 from hneurons.types import REGIONS
 
@@ -68,40 +67,12 @@ def test_what_cannot_be_measured_is_refused_in_one_line(demo: Any):
     assert all("\n" not in line for line in demo["refused"].values())
 
 
-def big_enough(kind: str) -> Any:
-    """A tiny random model, as small as vLLM's attention on CPUs takes them."""
-    import transformers as hf
-
-    shared = {"vocab_size": 330, **tiny.IDS, "initializer_range": 0.3}
-    if kind == "llama":
-        return hf.LlamaForCausalLM(
-            hf.LlamaConfig(
-                hidden_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-                intermediate_size=96, max_position_embeddings=256, **shared,
-            )
-        )  # fmt: skip
-    if kind == "gpt2":
-        return hf.GPT2LMHeadModel(hf.GPT2Config(n_embd=128, n_layer=3, n_head=4, n_inner=96, n_positions=256, **shared))
-    return hf.OPTForCausalLM(
-        hf.OPTConfig(
-            hidden_size=128, num_hidden_layers=3, num_attention_heads=4, ffn_dim=96, max_position_embeddings=256,
-            word_embed_proj_dim=128, do_layer_norm_before=True, **shared,
-        )
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize(("kind", "ranks"), [("llama", 2), ("gpt2", 1), ("opt", 1)])
 def test_features_of_other_models_and_of_two_ranks(
     play: Play, tmp_path_factory: pytest.TempPathFactory, kind: str, ranks: int
 ):
-    import torch
-
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp(kind)
-    made, tokenizer = big_enough(kind).eval(), tiny.tokenizer()
-    made.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    model = as_study_model((made, tokenizer))
+    model = saved(kind, folder)
     rng = np.random.default_rng(0)
     ids = [tuple(rng.integers(3, 330, n).tolist()) for n in (30, 9, 60)]
     groups = [[Passage(f"q{i}", each, len(each) // 2, (1, 3)) for i, each in enumerate(ids)]]

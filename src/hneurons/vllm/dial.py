@@ -26,7 +26,7 @@ from hneurons.vllm.pooling import whole_output
 from hneurons.vllm.rows import Rows
 
 KEPT = 1024
-"""Scored requests that are kept until somebody asks for them, beyond those that still run."""
+"""Scored requests that are kept until somebody asks for them; more only while more are running."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ class _Scored:
     """A request's tokens that have been read: for each pass the first position, token ids, scores."""
 
     prompt: list[int]
+    ends: list[int]
+    """Tokens that end the response and are no part of it."""
     passes: list[tuple[int, Tensor, Tensor]] = field(default_factory=list[tuple[int, Tensor, Tensor]])
 
 
@@ -123,7 +125,9 @@ class Turner:
         scores, ids = self._scores(plan), self._runner.input_ids.gpu.index_select(0, plan.watched)
         start = 0
         for rows, first, count in plan.pieces:
-            own = self._scored.setdefault(rows.request, _Scored(list(rows.state.prompt_token_ids or ())))
+            own = self._scored.get(rows.request)
+            if own is None:
+                own = self._scored[rows.request] = _Scored(list(rows.state.prompt_token_ids or ()), rows.ends)
             own.passes.append((first, ids[start : start + count], scores[start : start + count]))
             start += count
         self._forget()
@@ -141,9 +145,10 @@ class Turner:
 
     def _forget(self) -> None:
         """Results that nobody fetched, those of aborted requests among them, don't pile up."""
-        done = [name for name in self._scored if name not in self._runner.requests]
-        for name in done[: max(len(done) - KEPT, 0)]:
-            del self._scored[name]
+        if len(self._scored) > KEPT:
+            done = [name for name in self._scored if name not in self._runner.requests]
+            for name in done[: len(self._scored) - KEPT]:
+                del self._scored[name]
 
     def _before(self, part: _Part) -> Callable[..., tuple[Any, ...] | None]:
         def see(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -173,7 +178,8 @@ class Turner:
     def take(self, requests: Sequence[str]) -> str:
         """Scores of the responses of these requests, which are forgotten; JSON, by the name that vLLM gave them.
 
-        Each has `prompt` and `ids` (tokens), and the `scores` of `ids`, without the probe's intercept.
+        Each has `prompt` and `ids` (tokens), the `scores` of `ids` without the probe's intercept, and `ends`, the
+        tokens that end a response.
 
         Args:
             requests: names as clients know them: vLLM adds random letters, and the number of a choice before.
@@ -187,7 +193,9 @@ class Turner:
             for first, some, values in own.passes:  # a token that was read twice, after a preemption, counts once
                 ids[first - begin : first - begin + len(some)] = some.cpu().numpy()
                 scores[first - begin : first - begin + len(some)] = values.cpu().numpy()
-            found[name] = {"prompt": own.prompt, "ids": ids.tolist(), "scores": scores.tolist()}
+            found[name] = {
+                "prompt": own.prompt, "ids": ids.tolist(), "scores": scores.tolist(), "ends": own.ends,
+            }  # fmt: skip
         return json.dumps(found)
 
     def test(self, logits: Callable[[], Tensor | None], tokens: int) -> None:

@@ -32,6 +32,8 @@ class Scored:
     ids: tuple[int, ...]
     """From the response's first token on; the token drawn last never went through, unless another step had begun."""
     scores: Floats
+    ends: frozenset[int] = frozenset()
+    """Tokens that end a response and are no part of it."""
 
 
 def gathered(replies: Sequence[str], intercept: float) -> dict[tuple[str, int], Scored]:
@@ -43,7 +45,9 @@ def gathered(replies: Sequence[str], intercept: float) -> dict[tuple[str, int], 
     workers: list[dict[str, Any]] = [json.loads(reply) for reply in replies]
     for name, own in (workers[0] if workers else {}).items():
         scores = sum(np.asarray(worker[name]["scores"], dtype=np.float64) for worker in workers) + intercept
-        found[outside(name)] = Scored(tuple(own["prompt"]), tuple(own["ids"]), np.asarray(scores))
+        found[outside(name)] = Scored(
+            tuple(own["prompt"]), tuple(own["ids"]), np.asarray(scores), frozenset(own["ends"])
+        )
     return found
 
 
@@ -64,7 +68,6 @@ class Teller:
         self._card = card
         self._writer = _Tokenizer(tokenizer)
         self._reader = Reader(self._writer, card, card.probe.threshold)
-        self._ends = {tokenizer.eos_token_id}
 
     def reading(self, scored: Scored, said: str, kept: int | None = None) -> Reading | None:
         """What the probe says of a response.
@@ -115,7 +118,7 @@ class Teller:
     def _said(self, scored: Scored, kept: int | None) -> tuple[list[int], Floats]:
         """The tokens that were said, and their scores: without the end of turn and what was read after it."""
         ids = list(scored.ids if kept is None else scored.ids[:kept])
-        end = next((place for place, token in enumerate(ids) if token in self._ends), len(ids))
+        end = next((place for place, token in enumerate(ids) if token in scored.ends), len(ids))
         return ids[:end], scored.scores[:end]
 
     def _within(self, scored: Scored, text: str, kept: int | None) -> int:

@@ -24,6 +24,13 @@ class Rows:
         """The extra arguments that came with the request."""
         return getattr(self.state.sampling_params, "extra_args", None) or {}
 
+    @property
+    def ends(self) -> list[int]:
+        """Tokens that end the response."""
+        told = self.state.sampling_params
+        ends = {getattr(told, "eos_token_id", None), *(getattr(told, "stop_token_ids", None) or ())}
+        return sorted(end for end in ends if end is not None)
+
 
 def rows_of(runner: Any, scheduled: Any) -> list[Rows]:
     """The requests of a batch, in the order of its rows.
