@@ -13,11 +13,11 @@ import torch
 
 import fake_vllm as fake
 from cards import probe
-from hneurons.errors import UnsupportedModelError, UsageError
+from hneurons.errors import CardError, UnsupportedModelError, UsageError
 from hneurons.neurons.card import Card
 from hneurons.vllm.asked import Asked, asked, card_of_environment, default_alpha
 from hneurons.vllm.dial import KEPT, Turner, outside
-from hneurons.vllm.engine import check_engine, check_extension, check_version
+from hneurons.vllm.engine import check_card, check_engine, check_extension, check_version
 from hneurons.vllm.plugin import attach
 from hneurons.vllm.risks import gathered
 from hneurons.vllm.rows import Passes
@@ -286,6 +286,7 @@ def config(**changes: Any) -> Any:
         cache_config=SimpleNamespace(enable_prefix_caching=False),
         speculative_config=None,
         lora_config=None,
+        model_config=SimpleNamespace(runner_type="generate", architectures=["A"]),
         parallel_config=SimpleNamespace(data_parallel_size=1, worker_extension_cls=""),
     )
     for path, value in changes.items():
@@ -307,6 +308,7 @@ def config(**changes: Any) -> Any:
         ({"speculative_config": object()}, "speculative"),
         ({"lora_config": object()}, "--enable-lora"),
         ({"parallel_config__data_parallel_size": 2}, "engine of its own"),
+        ({"model_config__runner_type": "pooling"}, "--runner"),
     ],
 )
 def test_engines_that_would_give_wrong_numbers_are_refused(changes: dict[str, Any], remedy: str):
@@ -320,3 +322,11 @@ def test_engines_that_are_fine():
     check_extension(config(parallel_config__worker_extension_cls="hneurons.vllm.worker.Extension"))
     with pytest.raises(UsageError, match="worker_extension_cls"):
         check_extension(config())
+
+
+def test_a_card_of_another_architecture_is_refused():
+    check_card(config(), CARD)
+    text = CARD.model_copy(update={"model": CARD.model.model_copy(update={"architecture": "AForCausalLM"})})
+    check_card(config(model_config__architectures=["AForConditionalGeneration"]), text)
+    with pytest.raises(CardError, match="of a A; vLLM serves a LlamaForCausalLM"):
+        check_card(config(model_config__architectures=["LlamaForCausalLM"]), CARD)

@@ -91,7 +91,7 @@ def test_requests_that_ask_nonsense_are_refused_and_the_engine_lives_on(dial: An
 
 def test_risks_of_responses_are_the_monitors(play: Play, model: StudyModel, card: Card, card_file: Path, folder: Path):
     """Also where the engine runs in a process of its own."""
-    batch = wanted(model)
+    batch = [each for each in wanted(model) if each["alpha"] != 1][:6]
     told = {"model": str(folder), "rounds": [batch], "tokens": 64, "engine": {}}
     (found,) = play("dial", told, HNEURONS_CARD=str(card_file))["rounds"]
     monitor = Monitor(model, card)

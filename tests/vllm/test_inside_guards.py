@@ -31,6 +31,15 @@ def test_vllms_own_configurations_are_told_apart(play: Play, folder: Path):
         assert remedy is None or remedy in found[name]
 
 
+def test_a_card_of_another_architecture_is_refused_before_the_model_is_loaded(
+    play: Play, folder: Path, card: Card, tmp_path: Path
+):
+    other = card.model.model_copy(update={"architecture": "MistralForCausalLM"})
+    card.model_copy(update={"model": other}).save(tmp_path / "neurons.json")
+    output = play("dial", {"model": str(folder), "rounds": [], "engine": {}}, fails=True, HNEURONS_CARD=str(tmp_path))
+    assert "is of a MistralForCausalLM; vLLM serves a LlamaForCausalLM" in output
+
+
 @pytest.mark.parametrize(
     ("engine", "variables", "line"),
     [

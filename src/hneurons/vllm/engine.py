@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from hneurons.errors import UsageError
+from hneurons.errors import CardError, UsageError
+from hneurons.neurons.card import Card
 
 TESTED = ((0, 32), (0, 33))
 """vLLM from the first of these versions on, before the second."""
@@ -66,10 +67,33 @@ def check_engine(config: Any, *, prefix_caching: bool = False) -> None:
             "vLLM serves LoRA adapters, whose layers the hooks don't know.",
             "Use either adapters (--enable-lora) or hooks, not both.",
         )
+    if config.model_config.runner_type != "generate":
+        raise UsageError("vLLM runs this model without generating text.", "Leave --runner and --convert out.")
     if config.parallel_config.data_parallel_size > 1:
         raise UsageError(
             "vLLM runs several data-parallel engines, and only one of them would answer.",
             "Start an engine of its own for each.",
+        )
+
+
+def check_card(config: Any, card: Card) -> None:
+    """Refuse a card of another architecture; whether layers and widths fit is seen when the model is loaded.
+
+    Mistral 7B and Llama 3 8B have as many neurons in as many layers.
+
+    Raises:
+        CardError: says what differs.
+    """
+    served = [str(name) for name in config.model_config.architectures]
+    # vLLM may name the class around a language model, vision tower and all.
+    own, others = (
+        {re.sub(r"For(CausalLM|ConditionalGeneration)$", "", n) for n in names}
+        for names in ([card.model.architecture], served)
+    )
+    if not own & others:
+        raise CardError(
+            f"The card of {card.model.id} is of a {card.model.architecture}; vLLM serves a {', '.join(served)}.",
+            "Use the card of this model, or identify its own H-Neurons.",
         )
 
 

@@ -97,10 +97,11 @@ def join(shards: Sequence[bytes], passages: Sequence[Passage], layout: Layout, r
     times = np.zeros(layout.neurons, dtype=np.int64)
     for shard in shards:
         head, values = unpack(shard, len(passages), regions)
-        for row, problem in head["problems"].items():
+        if head["problems"]:
+            row, problem = next(iter(head["problems"].items()))
             raise UsageError(
                 f"The features of example {passages[int(row)].name!r} are incomplete: {problem}.",
-                "Start vLLM eager, without prefix caching, with one model runner.",
+                "Start vLLM eager and without prefix caching.",
             )
         offset = 0
         for layer, start, size in head["blocks"]:

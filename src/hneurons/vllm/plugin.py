@@ -18,7 +18,7 @@ from hneurons.extras import need
 from hneurons.neurons.card import Card
 from hneurons.vllm.asked import KEY, Asked, asked, card_of_environment, default_alpha
 from hneurons.vllm.dial import Turner
-from hneurons.vllm.engine import check_engine, check_version
+from hneurons.vllm.engine import check_card, check_engine, check_version
 from hneurons.vllm.rows import Passes
 
 TRIED = 8
@@ -44,18 +44,19 @@ def register() -> None:
     if getattr(processor, "_hneurons", False):
         return
     processor._hneurons = True
-    _check_at_start(processor)
+    _check_at_start(processor, card)
     _stamp_requests(processor, default)
     _attach_to_workers(wrapper, card)
 
 
-def _check_at_start(processor: Any) -> None:
+def _check_at_start(processor: Any, card: Card) -> None:
     """Refuse a configuration before any process is started for it."""
     inner = processor.__init__
 
     @functools.wraps(inner)
     def init(self: Any, vllm_config: Any, *args: Any, **named: Any) -> None:
         check_engine(vllm_config, prefix_caching=True)
+        check_card(vllm_config, card)
         inner(self, vllm_config, *args, **named)
 
     processor.__init__ = init
