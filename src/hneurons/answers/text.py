@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from hneurons.models.load import StudyModel
 from hneurons.types import Span
 
 
-def decode(model: StudyModel, ids: Sequence[int]) -> str:
+class Writes(Protocol):
+    """Whoever has a tokenizer: a study model, or an engine."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """A transformers tokenizer."""
+        ...
+
+
+def decode(model: Writes, ids: Sequence[int]) -> str:
     """Text of token ids, special tokens left out, spaces as they are."""
     text: Any = model.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return str(text)
 
 
-def pieces(model: StudyModel, ids: Sequence[int]) -> list[str]:
+def pieces(model: Writes, ids: Sequence[int]) -> list[str]:
     """What each token writes by itself, special tokens included: enough to find marks in, not to read."""
     written: Any = model.tokenizer.batch_decode(
         [[token] for token in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False
@@ -24,7 +32,7 @@ def pieces(model: StudyModel, ids: Sequence[int]) -> list[str]:
     return [str(piece) for piece in written]
 
 
-def token_offsets(model: StudyModel, ids: Sequence[int], text: str) -> list[tuple[int, int]]:
+def token_offsets(model: Writes, ids: Sequence[int], text: str) -> list[tuple[int, int]]:
     """Characters [start, end) of `text` that each token wrote; empty for end-of-turn tokens.
 
     Found by decoding ever longer prefixes: exact also where the tokenizer would cut the same text otherwise, and
@@ -42,7 +50,7 @@ def token_offsets(model: StudyModel, ids: Sequence[int], text: str) -> list[tupl
     return offsets
 
 
-def tokens_of(model: StudyModel, ids: Sequence[int], text: str, chars: Span) -> Span | None:
+def tokens_of(model: Writes, ids: Sequence[int], text: str, chars: Span) -> Span | None:
     """The tokens that wrote characters `chars` of `text`, from the first to the last; None if none did.
 
     The same as by `token_offsets`, with a few prefixes decoded instead of all.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hneurons.answers.spans import RuleSpanFinder
-from hneurons.answers.text import decode, pieces, tokens_of
-from hneurons.answers.thinking import left_open, thinking_tokens
+from hneurons.answers.thinking import left_open
 from hneurons.errors import UsageError
 from hneurons.live.jobs import Event, Job, Mark, Reading
 from hneurons.live.prompts import Prompt, as_messages, chat_text, context_of, question_of
+from hneurons.live.reading import Reader
 from hneurons.models.load import StudyModel, as_study_model
 from hneurons.models.structure import backbone
 from hneurons.neurons.card import Card
@@ -90,7 +89,7 @@ class Monitor:
         self.top = top
         self.watcher = Watcher(self.model, card)
         self._ids = [neuron.id for neuron in card.neurons]
-        self._finder = RuleSpanFinder()
+        self._reader = Reader(self.model, card, self.threshold)
 
     def scores(self, terms: Floats) -> Floats:
         """Probe scores from terms as `watch` gives them: (..., neurons) -> (...)."""
@@ -125,29 +124,12 @@ class Monitor:
             opened: whether the prompt left a thinking block open.
             threshold: in place of the monitor's.
         """
-        thought = thinking_tokens(pieces(self.model, ids), opened)
-        text = decode(self.model, ids[thought:])
-        if not text.strip():
+        found = self._reader.read(said, ids, self.scores(terms), opened=opened, threshold=threshold)
+        if found is None:
             return None
-        scores = self.scores(terms[thought:])
-        chars = self._finder.find(said, text)
-        tokens = chars and tokens_of(self.model, ids[thought:], text, chars)
-        answer = slice(tokens.start, tokens.end) if tokens else slice(None)
-        score, response = float(scores[answer].mean()), float(scores.mean())
-        risk, response_risk = self.card.risk([score, response]).tolist()
-        threshold = self.threshold if threshold is None else threshold
-        shift = len(decode(self.model, ids[:thought]))
-        return Reading(
-            scores=tuple(scores.tolist()),
-            score=score,
-            risk=risk,
-            flagged=risk >= threshold,
-            threshold=threshold,
-            response_risk=response_risk,
-            answer=Span(chars.start + shift, chars.end + shift) if chars and tokens else None,
-            answer_tokens=Span(tokens.start + thought, tokens.end + thought) if tokens else None,
-            top=self._largest(terms[thought:][answer].mean(0, keepdims=True))[0],
-        )
+        thought = len(ids) - len(found.scores)
+        answer = found.answer_tokens or Span(thought, len(ids))
+        return replace(found, top=self._largest(terms[answer.start : answer.end].mean(0, keepdims=True))[0])
 
     @contextmanager
     def watch(self) -> Generator[Gauge]:

@@ -108,7 +108,8 @@ def _use(name: str, format: str, alpha: float, told: dict[str, Any]) -> str:
             "for module in model.modules():\n    if isinstance(module, LoraLayer):\n"
             "        module.scaling['default'] = alpha - 1\n```\n\n"
             f"vLLM: `--enable-lora --max-lora-rank N --lora-modules hneurons=FOLDER`, N at least the rank, "
-            f"{told['rank']}; one folder for each alpha."
+            f"{told['rank']}; one folder for each alpha. Requests for the model as it is need one of alpha 1: vLLM "
+            "0.32.0 answers those without an adapter with another's answers when both are in one batch."
         )
     scale = f"alpha = 1 + scale x {alpha - 1:g}"
     return (

@@ -1,0 +1,250 @@
+"""A worker's part in dial and monitor: its shard of the card's neurons, scaled and read inside the engine's passes.
+
+Scaling is that of neurons/scaling.py, each row of the flattened batch with the alpha of its request. Scores are those
+of neurons/watch.py: z before it is scaled, h as it comes out. Under tensor parallelism h is read after the sum over
+ranks; each worker adds up the terms of its own neurons, and whoever asks adds up the workers'.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hneurons.errors import UnsupportedModelError
+from hneurons.models.weights import norms
+from hneurons.neurons.card import Card
+from hneurons.vllm.asked import KEY
+from hneurons.vllm.locate import Down, find_downs
+from hneurons.vllm.pooling import whole_output
+from hneurons.vllm.rows import Rows
+
+KEPT = 1024
+"""Scored requests that are kept until somebody asks for them; more only while more are running."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The card's neurons in this worker's shard of one layer."""
+
+    down: Down
+    read: Tensor
+    """All of the probe's."""
+    turned: Tensor
+    """The H-Neurons."""
+    norms: Tensor
+    """Of `read`."""
+    weights: Tensor
+    """Of `read`, float64."""
+
+
+@dataclass
+class _Plan:
+    """What to do in the pass that is running."""
+
+    alphas: Tensor | None
+    """(rows, 1), float32; None: scale nothing."""
+    watched: Tensor | None = None
+    """Rows to score, as indices; None: score nothing."""
+    pieces: list[tuple[Rows, int, int]] = field(default_factory=list[tuple[Rows, int, int]])
+    """Of whom they are: the request, its first scored position, and how many."""
+    z: list[Tensor] = field(default_factory=list[Tensor])
+    sizes: list[Tensor] = field(default_factory=list[Tensor])
+    calls: int = 0
+
+
+@dataclass
+class _Scored:
+    """A request's tokens that have been read: for each pass the first position, token ids, scores."""
+
+    prompt: list[int]
+    ends: list[int]
+    """Tokens that end the response and are no part of it."""
+    passes: list[tuple[int, Tensor, Tensor]] = field(default_factory=list[tuple[int, Tensor, Tensor]])
+
+
+class Turner:
+    """Scales and scores in one worker.
+
+    Args:
+        runner: vLLM's model runner, its model loaded.
+        card: of that model.
+
+    Raises:
+        UnsupportedModelError: the model's layers aren't those of the card.
+    """
+
+    def __init__(self, runner: Any, card: Card) -> None:
+        self._runner = runner
+        self._plan: _Plan | None = None
+        self._scored: OrderedDict[str, _Scored] = OrderedDict()
+        self._parts = [part for down in find_downs(runner.model, card.model.layout) if (part := _part(down, card))]
+        for part in self._parts:
+            part.down.module.register_forward_pre_hook(self._before(part), prepend=True)
+            part.down.module.register_forward_hook(self._after)
+
+    def begin(self, batch: Sequence[Rows]) -> None:
+        """A pass begins."""
+        told = [rows.settings.get(KEY) for rows in batch]
+        if any(not isinstance(each, dict) for each in told):
+            raise RuntimeError(
+                "hneurons: a request came without its alpha; set HNEURONS_CARD for the API server as for its workers."
+            )
+        alphas = [each["alpha"] for each in told if each]
+        plan = _Plan(None)
+        if any(alpha != 1 for alpha in alphas):
+            counts = torch.tensor([rows.stop - rows.start for rows in batch])
+            by_row = torch.tensor(alphas, dtype=torch.float32).repeat_interleave(counts)
+            plan.alphas = by_row[:, None].to(self._runner.device)
+        index: list[int] = []
+        for rows, each in zip(batch, told, strict=True):
+            # Tokens of the prompt are nobody's response.
+            skip = max(len(rows.state.prompt_token_ids or ()) - rows.first, 0)
+            if each and each["monitor"] and rows.start + skip < rows.stop:
+                plan.pieces.append((rows, rows.first + skip, rows.stop - rows.start - skip))
+                index += range(rows.start + skip, rows.stop)
+        if index:
+            plan.watched = torch.tensor(index, device=self._runner.device)
+        self._plan = plan if plan.alphas is not None or index else None
+
+    def end(self) -> None:
+        """It is over."""
+        plan, self._plan = self._plan, None
+        if plan is None:
+            return
+        if plan.calls != len(self._parts):
+            raise RuntimeError(f"hneurons: {plan.calls} of {len(self._parts)} hooks were called; start vLLM eager.")
+        if plan.watched is None:
+            return
+        scores, ids = self._scores(plan), self._runner.input_ids.gpu.index_select(0, plan.watched)
+        start = 0
+        for rows, first, count in plan.pieces:
+            own = self._scored.get(rows.request)
+            if own is None:
+                own = self._scored[rows.request] = _Scored(list(rows.state.prompt_token_ids or ()), rows.ends)
+            own.passes.append((first, ids[start : start + count], scores[start : start + count]))
+            start += count
+        self._forget()
+
+    def _scores(self, plan: _Plan) -> Tensor:
+        assert plan.watched is not None
+        if not plan.z:
+            return torch.zeros(len(plan.watched), dtype=torch.float64)
+        size = torch.stack(plan.sizes, dim=-1)
+        share = torch.where(size > 0, 1 / size, 0.0)
+        total = torch.zeros(len(plan.watched), dtype=torch.float64, device=size.device)
+        for column, (part, z) in enumerate(zip(self._parts, plan.z, strict=True)):
+            total += (z.abs().float() * part.norms * share[:, column, None]).double() @ part.weights
+        return total
+
+    def _forget(self) -> None:
+        """Results that nobody fetched, those of aborted requests among them, don't pile up."""
+        if len(self._scored) > KEPT:
+            done = [name for name in self._scored if name not in self._runner.requests]
+            for name in done[: len(self._scored) - KEPT]:
+                del self._scored[name]
+
+    def _before(self, part: _Part) -> Callable[..., tuple[Any, ...] | None]:
+        def see(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            plan = self._plan
+            if plan is None:
+                return None
+            plan.calls += 1
+            z: Tensor = inputs[0]
+            if plan.watched is not None:
+                plan.z.append(z.index_select(0, plan.watched).index_select(1, part.read))
+            if plan.alphas is None or not len(part.turned):
+                return None
+            # Rows beyond the batch's are padding.
+            chosen = z[: len(plan.alphas)].index_select(1, part.turned).float() * plan.alphas
+            scaled = z.clone()
+            scaled[: len(plan.alphas)].index_copy_(1, part.turned, chosen.to(z.dtype))
+            return (scaled, *inputs[1:])
+
+        return see
+
+    def _after(self, _: Any, __: tuple[Any, ...], output: Any) -> None:
+        plan = self._plan
+        if plan is not None and plan.watched is not None:
+            # At once: vLLM's fused norms write into it.
+            plan.sizes.append(norms(whole_output(output).index_select(0, plan.watched), dim=-1))
+
+    def take(self, requests: Sequence[str]) -> str:
+        """Scores of the responses of these requests, which are forgotten; JSON, by the name that vLLM gave them.
+
+        Each has `prompt` and `ids` (tokens), the `scores` of `ids` without the probe's intercept, and `ends`, the
+        tokens that end a response.
+
+        Args:
+            requests: names as clients know them: vLLM adds random letters, and the number of a choice before.
+        """
+        found: dict[str, Any] = {}
+        for name in [name for name in self._scored if outside(name)[0] in requests]:
+            own = self._scored.pop(name)
+            begin = len(own.prompt)
+            length = max(first + len(ids) for first, ids, _ in own.passes) - begin
+            ids, scores = np.zeros(length, dtype=np.int64), np.full(length, np.nan)
+            for first, some, values in own.passes:  # a token that was read twice, after a preemption, counts once
+                ids[first - begin : first - begin + len(some)] = some.cpu().numpy()
+                scores[first - begin : first - begin + len(some)] = values.cpu().numpy()
+            found[name] = {
+                "prompt": own.prompt, "ids": ids.tolist(), "scores": scores.tolist(), "ends": own.ends,
+            }  # fmt: skip
+        return json.dumps(found)
+
+    def test(self, logits: Callable[[], Tensor | None], tokens: int) -> None:
+        """See that the hooks are called and that scaling moves what comes out.
+
+        Args:
+            logits: runs the model on made-up tokens; None on a worker that has none of the logits.
+            tokens: how many.
+
+        Raises:
+            UnsupportedModelError: one of the two isn't so.
+        """
+        if not self._parts:
+            return  # another worker's neurons
+        before, _ = self._tried(logits, None)
+        after, calls = self._tried(logits, torch.zeros(tokens, 1, device=self._runner.device))
+        if calls != len(self._parts):
+            raise UnsupportedModelError(
+                f"{calls} of {len(self._parts)} hooks were called when vLLM ran the model.", "Start it eager."
+            )
+        turns = any(len(part.turned) for part in self._parts)
+        if turns and before is not None and after is not None and torch.equal(before, after):
+            raise UnsupportedModelError(
+                "Silencing the card's H-Neurons didn't change vLLM's logits.", "Use hneurons serve, or a LoRA export."
+            )
+
+    def _tried(self, logits: Callable[[], Tensor | None], alphas: Tensor | None) -> tuple[Tensor | None, int]:
+        plan = self._plan = _Plan(alphas)
+        try:
+            found = logits()
+            return (None if found is None else found.clone()), plan.calls
+        finally:
+            self._plan = None
+
+
+def _part(down: Down, card: Card) -> _Part | None:
+    own = [n for n in card.neurons if n.layer == down.layer and down.start <= n.index < down.start + down.size]
+    if not own:
+        return None
+    all_norms = down.column_norms()
+    device = all_norms.device
+    read = torch.tensor([n.index - down.start for n in own], device=device)
+    weights = torch.tensor([n.weight for n in own], dtype=torch.float64, device=device)
+    return _Part(down, read, read[weights > 0], all_norms[read], weights)
+
+
+def outside(name: str) -> tuple[str, int]:
+    """The name that a client knows a request by, and the number of its choice."""
+    base, _, letters = name.rpartition("-")
+    base = base if len(letters) == 8 and base else name
+    number, _, rest = base.partition("_")
+    return (rest, int(number)) if rest and number.isdigit() else (base, 0)

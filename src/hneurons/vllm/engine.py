@@ -1,0 +1,110 @@
+"""What an engine must be for hooks to be right: a version that was tested, eager, and batches whose order is known.
+
+Each of these gives wrong numbers without an error in an engine that doesn't fulfil it, so each is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from hneurons.errors import CardError, UsageError
+from hneurons.neurons.card import Card
+
+TESTED = ((0, 32), (0, 33))
+"""vLLM from the first of these versions on, before the second."""
+EXTENSION = "hneurons.vllm.worker.Extension"
+"""What to give as `worker_extension_cls`, so that features can be measured in an engine's workers."""
+
+
+def check_version(version: str) -> None:
+    """Refuse a vLLM that these hooks weren't tested with.
+
+    Raises:
+        UsageError: it is too old or too new.
+    """
+    found = re.match(r"(\d+)\.(\d+)", version)
+    first, end = TESTED
+    if not found or not first <= (int(found[1]), int(found[2])) < end:
+        low, high = (".".join(map(str, each)) for each in TESTED)
+        raise UsageError(
+            f"vLLM {version} is outside the range that hneurons was tested with (>={low},<{high}).",
+            f"Install vLLM {low}, or serve a LoRA export, which needs nothing of hneurons in the server.",
+        )
+
+
+def check_engine(config: Any, *, prefix_caching: bool = False) -> None:
+    """Refuse a vLLM configuration in which hooks are skipped or see other rows than they think.
+
+    Args:
+        config: vLLM's `VllmConfig`.
+        prefix_caching: whether cached prefixes are fine.
+
+    Raises:
+        UsageError: names the option to change.
+    """
+    compilation = config.compilation_config
+    if int(compilation.mode or 0) or compilation.cudagraph_mode.name != "NONE":
+        raise UsageError(
+            "vLLM runs compiled graphs, which skip hooks without a word.", "Start it with --enforce-eager."
+        )
+    if config.use_v2_model_runner:
+        raise UsageError(
+            "vLLM's newer model runner orders requests in a way that wasn't tested.",
+            "Set VLLM_USE_V2_MODEL_RUNNER=0.",
+        )
+    if config.cache_config.enable_prefix_caching and not prefix_caching:
+        raise UsageError(
+            "vLLM takes cached prefixes instead of computing them, so their contributions can't be measured.",
+            "Start it with --no-enable-prefix-caching.",
+        )
+    if config.speculative_config is not None:
+        raise UsageError(
+            "vLLM decodes speculatively, which wasn't tested with hooks.", "Leave the speculative configuration out."
+        )
+    if config.lora_config is not None:
+        raise UsageError(
+            "vLLM serves LoRA adapters, whose layers the hooks don't know.",
+            "Use either adapters (--enable-lora) or hooks, not both.",
+        )
+    if config.model_config.runner_type != "generate":
+        raise UsageError("vLLM runs this model without generating text.", "Leave --runner and --convert out.")
+    if config.parallel_config.data_parallel_size > 1:
+        raise UsageError(
+            "vLLM runs several data-parallel engines, and only one of them would answer.",
+            "Start an engine of its own for each.",
+        )
+
+
+def check_card(config: Any, card: Card) -> None:
+    """Refuse a card of another architecture; whether layers and widths fit is seen when the model is loaded.
+
+    Mistral 7B and Llama 3 8B have as many neurons in as many layers.
+
+    Raises:
+        CardError: says what differs.
+    """
+    served = [str(name) for name in config.model_config.architectures]
+    # vLLM may name the class around a language model, vision tower and all.
+    own, others = (
+        {re.sub(r"For(CausalLM|ConditionalGeneration)$", "", n) for n in names}
+        for names in ([card.model.architecture], served)
+    )
+    if not own & others:
+        raise CardError(
+            f"The card of {card.model.id} is of a {card.model.architecture}; vLLM serves a {', '.join(served)}.",
+            "Use the card of this model, or identify its own H-Neurons.",
+        )
+
+
+def check_extension(config: Any) -> None:
+    """Refuse an engine whose workers can't measure.
+
+    Raises:
+        UsageError: it was started without `EXTENSION`.
+    """
+    if config.parallel_config.worker_extension_cls != EXTENSION:
+        raise UsageError(
+            "This vLLM engine was started without hneurons' worker extension.",
+            f"Start it with worker_extension_cls={EXTENSION!r}.",
+        )

@@ -1,0 +1,138 @@
+"""What runs in a process of its own: `python engines.py PART FOLDER` reads in.json there and writes out.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+COMMON: dict[str, Any] = {
+    "dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": 200_000_000, "max_model_len": 256,
+    "max_num_seqs": 32, "disable_log_stats": True,
+}  # fmt: skip
+
+
+def features(told: dict[str, Any], folder: Path) -> Any:
+    """Pooled features of groups of passages."""
+    from vllm import LLM
+
+    from hneurons.layout import Layout
+    from hneurons.neurons.cett import Passage
+    from hneurons.types import REGIONS
+    from hneurons.vllm.engine import EXTENSION
+    from hneurons.vllm.features import VLLMExtractor
+
+    llm = LLM(told["model"], worker_extension_cls=EXTENSION, **{**COMMON, **told["engine"]})
+    layout = Layout(*(tuple(each) for each in told["layout"]))
+    extractor = VLLMExtractor(llm, layout, REGIONS)
+    VLLMExtractor(llm, layout, REGIONS)  # a second one finds the hooks there
+    groups = [[Passage(p[0], tuple(p[1]), p[2], tuple(p[3])) for p in group] for group in told["groups"]]
+    paths = []
+    for number, found in enumerate(extractor.many(groups)):
+        paths.append(str(folder / f"{number}.npy"))
+        np.save(paths[-1], found.dense())
+    refused = {}
+    for name, wrong in told.get("refused", {}).items():
+        try:
+            VLLMExtractor(llm, Layout(*(tuple(each) for each in wrong)), REGIONS)
+        except Exception as error:
+            refused[name] = f"{type(error).__name__}: {error}"
+    try:
+        list(extractor.many([[Passage("long", (5,) * told["too_long"], 3, (0, 1))]]))
+    except Exception as error:
+        refused["long"] = f"{type(error).__name__}: {error}"
+    return {"paths": paths, "refused": refused}
+
+
+def dial(told: dict[str, Any], folder: Path) -> Any:
+    """Greedy continuations of prompts with an alpha each, all in one batch, several times; risks of each time."""
+    from vllm import LLM, SamplingParams
+
+    from hneurons.vllm.asked import card_of_environment
+    from hneurons.vllm.risks import CALL, gathered, risks
+
+    card = card_of_environment()
+    assert card is not None
+    llm = LLM(told["model"], **{**COMMON, **told["engine"]})
+    rounds = []
+    for wanted in told["rounds"]:
+        params = [
+            SamplingParams(temperature=0.0, max_tokens=told["tokens"], extra_args={"hneurons": each["asked"]})
+            for each in wanted
+        ]
+        outputs = llm.generate([{"prompt_token_ids": each["prompt"]} for each in wanted], params, use_tqdm=False)
+        names = [output.request_id for output in outputs]
+        if told.get("scores"):
+            found = gathered(llm.collective_rpc(CALL, args=(names,)), card.probe.intercept)
+            told_of = [found[name, 0].scores.tolist() if (name, 0) in found else None for name in names]
+        else:
+            told_of = [each[0] for each in risks(llm, outputs, [each["question"] for each in wanted], card)]
+        ids = [list(output.outputs[0].token_ids) for output in outputs]
+        cached = [output.num_cached_tokens for output in outputs]
+        rounds.append([{"ids": i, "told": t, "cached": c} for i, t, c in zip(ids, told_of, cached, strict=True)])
+    refused = {}
+    for asked in told.get("refused", []):
+        try:
+            llm.generate([{"prompt_token_ids": [1, 2]}], SamplingParams(extra_args={"hneurons": asked}), use_tqdm=False)
+        except Exception as error:
+            refused[json.dumps(asked)] = f"{type(error).__name__}: {error}"
+    return {"rounds": rounds, "refused": refused}
+
+
+def lora(told: dict[str, Any], folder: Path) -> Any:
+    """Greedy continuations of prompts, each with an adapter or none, all in one batch."""
+    from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    llm = LLM(told["model"], enable_lora=True, **{**COMMON, **told["engine"]})
+    rounds = []
+    for wanted in told["rounds"]:
+        adapters = [
+            LoRARequest(str(each["alpha"]), 1 + told["alphas"].index(each["alpha"]), each["adapter"])
+            if each["adapter"]
+            else None
+            for each in wanted
+        ]
+        params = SamplingParams(temperature=0.0, max_tokens=told["tokens"])
+        outputs = llm.generate(
+            [{"prompt_token_ids": each["prompt"]} for each in wanted], params, lora_request=adapters, use_tqdm=False
+        )
+        rounds.append([list(output.outputs[0].token_ids) for output in outputs])
+    return rounds
+
+
+def check(told: dict[str, Any], folder: Path) -> Any:
+    """What `check_engine` says of configurations, none of which is started."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    from hneurons.errors import UsageError
+    from hneurons.vllm.engine import check_engine, check_extension
+
+    found = {}
+    for name, options in told["engines"].items():
+        variables = options.pop("variables", {})
+        os.environ.update(variables)
+        config = EngineArgs(
+            told["model"], **{**COMMON, "enable_prefix_caching": False, **options}
+        ).create_engine_config()
+        try:
+            check_engine(config)
+            check_extension(config)
+            found[name] = None
+        except UsageError as error:
+            found[name] = str(error)
+        for variable in variables:
+            del os.environ[variable]
+    return found
+
+
+if __name__ == "__main__":
+    part, scratch = sys.argv[1], Path(sys.argv[2])
+    result = {"features": features, "dial": dial, "lora": lora, "check": check}[part](
+        json.loads((scratch / "in.json").read_text()), scratch
+    )
+    (scratch / "out.json").write_text(json.dumps(result))
