@@ -43,6 +43,10 @@ class FakeWorker:
             return None
         return About(f"node{self.number}", 2)
 
+    def ping(self) -> None:
+        if self.ended.is_set():
+            raise LostError("the node went away")
+
     def run(self, shard: Shard) -> Any:
         if self.ended.is_set():
             raise LostError("the node went away")

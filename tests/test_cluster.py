@@ -2,8 +2,12 @@
 
 import copy
 import itertools
+import json
 import shutil
+import threading
 import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import planted
 import tiny
 from fake_pool import Ends, FakeWorker, Nodes, replicas_of
 from hneurons.answers import hf
@@ -24,9 +29,11 @@ from hneurons.cluster.replica import KEPT, Draw, Loading, Replica, Shard
 from hneurons.errors import ClusterError, MissingExtraError, NumericError
 from hneurons.models.load import StudyModel, load_model
 from hneurons.neurons.cett import Passage, PooledExtractor, beginning
-from hneurons.settings import IdentifySettings
+from hneurons.settings import IdentifySettings, ImpactSettings
 from hneurons.studies.collect import Tools
 from hneurons.studies.identify import identify
+from hneurons.studies.impact import impact
+from hneurons.studies.turned import in_process
 from hneurons.types import REGIONS, NeuronId, Question, Verdict
 
 QUESTIONS = [Question(f"q{i}", f"What is the name of city number {i}{'?' * (i % 4)}", ("x",)) for i in range(23)]
@@ -50,8 +57,8 @@ def rounds() -> list[list[Request]]:
 class LosesAt(Nodes):
     """Takes a replica away when the shards with these numbers are begun, before or after they are done."""
 
-    def __init__(self, model: StudyModel, before: set[int], after: set[int]) -> None:
-        super().__init__(replica=lambda _: Replica(model))
+    def __init__(self, make: Callable[[], StudyModel], before: set[int], after: set[int]) -> None:
+        super().__init__(replica=lambda _: Replica(make()))
         self.before, self.after = before, after
         self.shards = itertools.count()
 
@@ -106,7 +113,7 @@ def test_responses_equal_those_of_one_machine(
     expected = [alone.sample(requests, SAMPLING) for requests in rounds()]
     groups = set(small_batches)
     small_batches.clear()
-    nodes = LosesAt(llama, before, after)
+    nodes = LosesAt(lambda: llama, before, after)
     with nodes.pool(2) as pool:
         engine = ClusterEngine(pool)
         assert [engine.sample(requests, SAMPLING) for requests in rounds()] == expected
@@ -142,8 +149,6 @@ def test_nothing_asked_nothing_done(llama: StudyModel):
 
 
 def test_turned_neurons_equal_one_machine(llama: StudyModel):
-    from hneurons.studies.turned import in_process
-
     neurons = tuple(NeuronId(layer, None, index) for layer in range(3) for index in range(0, 40, 3))
     requests = [Request(question, 0, (), alpha) for question in QUESTIONS[:6] for alpha in (0.0, 1.0, 3.0)]
     ids = llama.tokenizer.encode("The capital of France is Paris, I think.")
@@ -183,7 +188,7 @@ def test_features_equal_those_of_one_machine(llama: StudyModel, before: set[int]
     groups = [every[i : i + 2] for i in range(0, len(every), 2)]
     assert beginning(llama, every) is not None
     expected = [found.dense() for found in PooledExtractor(llama, REGIONS).many(groups)]
-    with LosesAt(llama, before, after).pool(2) as pool:
+    with LosesAt(lambda: llama, before, after).pool(2) as pool:
         found = list(ClusterExtractor(pool, llama, REGIONS).many(groups))
         assert pool.lost == len(before) + len(after)
     for one, other in zip(found, expected, strict=True):
@@ -243,7 +248,7 @@ def check_same(out: Path, alone: Path) -> None:
 def test_a_run_over_replicas_is_the_run_of_one_machine(alone: Path, tmp_path: Path, size: int):
     shutil.copy(alone / "cities.jsonl", tmp_path)
     model = tiny.study()
-    with LosesAt(model, {2, 7, 30}, {11, 40}).pool(size) as pool:
+    with LosesAt(lambda: model, {2, 7, 30}, {11, 40}).pool(size) as pool:
         tools = Cluster(pool, model).tools(Tools(judge=QuestionJudge(), finder=tiny.WholeFinder()))
         identify(model, tmp_path / "cities.jsonl", tmp_path / "out", SETTINGS, tools=tools)
         assert pool.lost >= 3
@@ -269,6 +274,47 @@ def test_chunks_begun_early_change_nothing_when_a_class_fills_up(tmp_path: Path,
     check_same(tmp_path / "many", tmp_path / "one")
     lines = (tmp_path / "one/responses.jsonl").read_text().splitlines()
     assert 3 * 140 > len(lines) > 3 * 44, "one class must fill up before the other for this to test anything"
+
+
+def test_impact_over_replicas_is_that_of_one_machine(tmp_path: Path):
+    options = ImpactSettings(
+        random_sets=2, bootstrap=100, limit=10, chunk=4, alphas=(0, 1, 3), capability=("starter",), capability_limit=6
+    )
+    benchmark = planted.YesNo(turns=3, unscaled_turns=1)
+    runs = [planted.write_run(tmp_path / name, planted.model()) for name in ("one", "many")]
+    impact(runs[0], benchmark, planted.model(), options)
+    nodes = LosesAt(planted.model, {3, 20}, {9})
+    with nodes.pool(3) as pool:
+        cluster = Cluster(pool, planted.model())
+        impact(runs[1], benchmark, planted.model(), options, open_engine=cluster.open_engine, together=cluster.ahead)
+        assert pool.lost == 3
+    assert sum(bool(worker.shards) for worker in nodes.started) > 3
+    assert (runs[1] / "impact.json").read_bytes() == (runs[0] / "impact.json").read_bytes()
+    for name in ("yes-no", "capability"):
+        one, many = ((run / f"impact/{name}.jsonl").read_text().splitlines() for run in runs)
+        assert len(set(one)) == len(one)
+        assert sorted(many) == sorted(one)
+
+
+def test_impact_that_fails_midway_keeps_what_the_others_have_in_work(tmp_path: Path):
+    run, options = planted.write_run(tmp_path, planted.model()), ImpactSettings(
+        random_sets=2, bootstrap=100, limit=6, alphas=(0, 1, 3), capability=()
+    )  # fmt: skip
+    benchmark, begun = planted.YesNo(), threading.Barrier(2)
+
+    @contextmanager
+    def open_engine(neurons: Sequence[NeuronId]) -> Iterator[Any]:
+        if neurons:
+            begun.wait(20)  # two sets of neurons are in work
+            if set(neurons) != set(planted.PLANTED):
+                raise ClusterError("All replicas were lost.")
+        with in_process(planted.model())(neurons) as engine:
+            yield engine
+
+    with pytest.raises(ClusterError, match="All replicas were lost"):
+        impact(run, benchmark, planted.model(), options, open_engine=open_engine, together=2)
+    rows = [json.loads(line) for line in (run / "impact/yes-no.jsonl").read_text().splitlines()]
+    assert {row["arm"] for row in rows} == {"none", "h_neurons"}
 
 
 # -- loading ------------------------------------------------------------------------------------------

@@ -83,6 +83,18 @@ def test_a_shard_that_ends_every_replica_it_meets_is_given_up():
     assert sum("the long one" in worker.shards for worker in nodes.started) == 3
 
 
+def test_replicas_lost_while_idle_are_no_fault_of_the_next_shard():
+    nodes = Nodes(loads=lambda number: number < 5)  # and nobody takes the place of those
+    with nodes.pool(5) as pool:
+        both = threading.Barrier(5)
+        results([pool.submit(Do(str(i), lambda _: both.wait(20))) for i in range(5)])
+        for worker in nodes.started[:4]:
+            worker.ended.set()
+        assert results([pool.submit(say_number(str(i))) for i in range(9)]) == [f"{i} by 4" for i in range(9)]
+        assert 0 < pool.lost <= 4
+    assert not any("done again" in line for line in nodes.said)
+
+
 def test_what_a_shard_raises_comes_back_and_costs_no_replica():
     def fail(number: int) -> None:
         raise NumericError("NaN in layer 3.", "Load it otherwise.")

@@ -70,7 +70,12 @@ def clustered(address: str | None, replicas: int | None, gpus: float | None) -> 
 
     if address is None and (replicas, gpus) != (None, None):
         raise UsageError("Replicas belong to a cluster.", "Add --cluster local, or the address of one.")
-    return None if address is None else {"address": address, "replicas": replicas, "replica_gpus": gpus}
+    if address is None:
+        return None
+    from hneurons.cluster.onray import check_address
+
+    check_address(address)  # before the long load of a model
+    return {"address": address, "replicas": replicas, "replica_gpus": gpus}
 
 
 def opened(cluster: dict[str, Any] | None, model: Any, progress: Any, loading: dict[str, Any] | None = None) -> Any:

@@ -98,13 +98,13 @@ def identify(
         C=c,
         seed=seed,
     )
+    over = clustered(cluster, replicas, replica_gpus)
     loading = loading_of(dtype, device, revision, ffn, trust_remote_code)
     judging = judging_of(
         judge or ("substring" if preset == "reference" else "alias"), spans, judge_model, judge_url, judge_key_env,
         judge_calls, prompt_price, completion_price,
     )  # fmt: skip
     reading = {"fields": fields_of(field), "allow_empty": allow_empty}
-    over = clustered(cluster, replicas, replica_gpus)
     find(model, questions, out, settings, as_json, loading=loading, judging=judging, reading=reading, cluster=over)
 
 

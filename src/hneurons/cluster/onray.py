@@ -33,6 +33,9 @@ class _Actor:
         self._replica = Replica.load(loading, wanted)
         return self._replica.about
 
+    def ping(self) -> None:
+        """Be there."""
+
     def do(self, shard: Shard) -> Any:
         """The result of a shard."""
         return shard.do(self._replica)
@@ -53,6 +56,10 @@ class RayWorker:
         """See `Worker`."""
         done, _ = self._ray.wait([self._about], timeout=seconds)
         return self._get(self._about) if done else None
+
+    def ping(self) -> None:
+        """See `Worker`."""
+        self._get(self._actor.ping.remote())
 
     def run(self, shard: Shard) -> Any:
         """See `Worker`."""
@@ -152,7 +159,7 @@ def connected(address: str) -> Generator[Callable[[], list[dict[str, float]]]]:
     ray = need("ray", "ray")
     mine = not ray.is_initialized()  # a caller who is connected stays so
     if mine:
-        _knock(address)
+        check_address(address)
         # What runs here is nobody else's business.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         more: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
@@ -171,8 +178,15 @@ def connected(address: str) -> Generator[Callable[[], list[dict[str, float]]]]:
             ray.shutdown()
 
 
-def _knock(address: str) -> None:
-    """Ray itself tries for minutes to reach a host that doesn't answer."""
+def check_address(address: str) -> None:
+    """Knock: Ray itself tries for minutes to reach a host that doesn't answer.
+
+    Raises:
+        ClusterError: nothing takes a connection there.
+        UsageError: it is no address.
+        MissingExtraError: Ray isn't installed.
+    """
+    need("ray", "ray")
     if address in ("local", "auto"):
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")

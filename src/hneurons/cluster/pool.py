@@ -44,6 +44,14 @@ class Worker(Protocol):
         """
         ...
 
+    def ping(self) -> None:
+        """Nothing, if it is still there.
+
+        Raises:
+            LostError: it ended.
+        """
+        ...
+
     def run(self, shard: Shard) -> Any:
         """The result of a shard, or whatever that raises.
 
@@ -62,7 +70,8 @@ class _Job:
     shard: Shard
     home: int | None
     """The member that it waits for."""
-    losses: list[str] = field(default_factory=list[str])
+    losses: int = 0
+    """Replicas that ended while they did it."""
     future: Future[tuple[Any, int]] = field(default_factory=Future[tuple[Any, int]])
 
 
@@ -196,10 +205,13 @@ class Pool:
     def _work(self, member: int, worker: Worker) -> None:
         """Do shards until the replica is lost or the pool ends."""
         while (job := self._next(member)) is not None:
+            begun = False
             try:
+                worker.ping()  # one that was lost while it had nothing to do is no fault of the shard
+                begun = True
                 value = worker.run(job.shard)
             except LostError as lost:
-                self._bury(member, str(lost), job)
+                self._bury(member, str(lost), job, begun)
                 worker.stop()
                 return
             except Exception as error:
@@ -223,9 +235,9 @@ class Pool:
                 self._jobs.remove(job)
             return job
 
-    def _bury(self, member: int, why: str, job: _Job) -> None:
+    def _bury(self, member: int, why: str, job: _Job, begun: bool) -> None:
         """Take a lost replica off the list, and give its shard to another one, unless it has cost too many."""
-        job.losses.append(why)
+        job.losses += begun
         with self._changed:
             _, about = self._members.pop(member)
             self._last_alive = time.monotonic()
@@ -233,17 +245,17 @@ class Pool:
                 job.future.set_exception(self._ended)
                 return
             self.lost += 1
-            again = len(job.losses) < self._tries
+            again = job.losses < self._tries
             if again:
                 self._jobs.insert(0, job)
             self._changed.notify_all()
         self._say(
             f"Lost the replica on {about.node} ({why}); {len(self._members)} of {self.size} left."
-            + (f" Its shard is done again: {job.shard}." if again else "")
+            + (f" Its shard is done again: {job.shard}." if begun and again else "")
         )
         if not again:
             job.future.set_exception(
-                ClusterError(f"{len(job.losses)} replicas in a row were lost over {job.shard} ({why}).", MEMORY)
+                ClusterError(f"{job.losses} replicas in a row were lost over {job.shard} ({why}).", MEMORY)
             )
 
     # -- the end ----------------------------------------------------------------------------------
