@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test check bench install format help clean
+.PHONY: demo test test-ray check bench install format help clean
 
 help:  ## Show this
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,14 @@ demo: install  ## Find the H-Neurons of the demo model: ends with the verdict an
 
 test: install  ## The whole test suite, the real model's tests included
 	$(BIN)/python -m pytest
+
+$(VENV)/.installed-ray: $(VENV)/.installed
+	@echo "Installing Ray into $(VENV)"
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,ray]'
+	@touch $@
+
+test-ray: $(VENV)/.installed-ray  ## The tests that need Ray: two nodes on this machine, one of which is killed
+	$(BIN)/python -m pytest tests/on_ray
 
 check: install  ## Lint, format, types, and known vulnerabilities of the pinned packages
 	$(BIN)/ruff check .

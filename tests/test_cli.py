@@ -162,7 +162,7 @@ def test_impact_prints_the_headline_table_and_json(hneurons, tmp_path: Path, mon
 
     model = planted.model()
     run = planted.write_run(tmp_path / "run", model)
-    monkeypatch.setattr(study, "open_model", lambda manifest, given, progress: model)
+    monkeypatch.setattr(study, "open_study", lambda manifest, given, progress: model)
     asked = ["impact", run, "--benchmark", "falseqa", "--alphas", "0,3", "--limit", "20", "--random-sets", "2",
              "--max-new-tokens", "3", "--no-capability"]  # fmt: skip
     result = hneurons(*asked)

@@ -21,10 +21,13 @@ HNeuronsError                   anything below; the command line prints it and e
 │   ├── BusyError               too many jobs wait
 │   ├── PromptTooLongError      a prompt leaves no room for a response
 │   └── ClosedError             it takes no more jobs
+├── ClusterError                a cluster that doesn't answer, or has no workers left
 └── MissingExtraError           an optional dependency is not installed
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class HNeuronsError(Exception):
@@ -36,6 +39,16 @@ class HNeuronsError(Exception):
         self.problem = " ".join(problem.split())
         self.remedy = " ".join(remedy.split())
         super().__init__(f"{self.problem} {self.remedy}".strip())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # From another process too it comes with its problem and remedy, whatever its class takes.
+        return _again, (type(self), self.problem, self.remedy)
+
+
+def _again(kind: type[HNeuronsError], problem: str, remedy: str) -> HNeuronsError:
+    error = kind.__new__(kind)
+    HNeuronsError.__init__(error, problem, remedy)
+    return error
 
 
 class UsageError(HNeuronsError):
@@ -118,6 +131,10 @@ class PromptTooLongError(ServiceError):
 
 class ClosedError(ServiceError):
     """The service takes no more jobs."""
+
+
+class ClusterError(HNeuronsError):
+    """A cluster doesn't answer, or its workers are lost."""
 
 
 class MissingExtraError(HNeuronsError):

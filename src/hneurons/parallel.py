@@ -52,9 +52,14 @@ def ordered(
     pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int = 8
 ) -> Generator[Result]:
     """Results of `work` on each item, in order, at most `ahead` of them computed before they are taken."""
+    return in_order(lambda item: pool.submit(work, item), items, ahead)
+
+
+def in_order(submit: Callable[[Item], Future[Result]], items: Iterable[Item], ahead: int = 8) -> Generator[Result]:
+    """Results of what `submit` begins for each item, in order, at most `ahead` of them begun before they are taken."""
     waiting: deque[Future[Result]] = deque()
     for item in items:
-        waiting.append(pool.submit(work, item))
+        waiting.append(submit(item))
         if len(waiting) >= ahead:
             yield waiting.popleft().result()
     while waiting:

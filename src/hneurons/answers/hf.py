@@ -77,21 +77,9 @@ class HFEngine:
         """
         if self.on_rows is None and any(request.alpha != 1.0 for request in requests):
             raise UsageError("This engine turns no neurons.", "Make it with on_rows, inside a block of `scale`.")
-        for request in requests:
-            if request.said not in self._prompts:
-                self._prompts[request.said] = tuple(self.model.prompt_ids(request.said))
-                self._opened[request.said] = left_open(self.model.prompt(request.said))
-        prompts: list[Prompt] = [(request.alpha, self._prompts[request.said]) for request in requests]
+        prompts = self.prepare(requests)
         responses: dict[int, Response] = {}
-        if self._recurrent and prompts and not self._checked:
-            self._check_state(prompts[0][1])
         alone = self.model.is_moved
-        if any(prompt not in self._prefilled for prompt in prompts):
-            self._prefilled = {}  # free the old ones before the new ones are made
-            groups = self._groups(list(dict.fromkeys(prompts)))
-            with workers(self.model.device, alone=alone, tasks=len(groups)) as pool:
-                for made in ordered(pool, self._prefill, groups, ahead=len(groups)):
-                    self._prefilled.update(dict.fromkeys(made.rows, made))
         tasks = self._tasks(prompts)
 
         def decode_part(part: list[int]) -> list[Response]:
@@ -101,6 +89,23 @@ class HFEngine:
             for part, made in zip(tasks, ordered(pool, decode_part, tasks), strict=True):
                 responses.update(zip(part, made, strict=True))
         return [responses[position] for position in range(len(requests))]
+
+    def prepare(self, requests: Sequence[Request]) -> list[Prompt]:
+        """The prompt of each request, prefilled; together with what the last call prefilled if that covers them all."""
+        for request in requests:
+            if request.said not in self._prompts:
+                self._prompts[request.said] = tuple(self.model.prompt_ids(request.said))
+                self._opened[request.said] = left_open(self.model.prompt(request.said))
+        prompts: list[Prompt] = [(request.alpha, self._prompts[request.said]) for request in requests]
+        if self._recurrent and prompts and not self._checked:
+            self._check_state(prompts[0][1])
+        if any(prompt not in self._prefilled for prompt in prompts):
+            self._prefilled = {}  # free the old ones before the new ones are made
+            groups = self._groups(list(dict.fromkeys(prompts)))
+            with workers(self.model.device, alone=self.model.is_moved, tasks=len(groups)) as pool:
+                for made in ordered(pool, self._prefill, groups, ahead=len(groups)):
+                    self._prefilled.update(dict.fromkeys(made.rows, made))
+        return prompts
 
     def _tasks(self, prompts: list[Prompt]) -> list[list[int]]:
         """Positions of the requests that are sampled together.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 
@@ -61,3 +62,27 @@ def load(model: str, progress: Any, loading: dict[str, Any]) -> Any:
     from hneurons.models.load import load_model
 
     return load_model(model, say=progress.say, **loading)
+
+
+def clustered(address: str | None, replicas: int | None, gpus: float | None) -> dict[str, Any] | None:
+    """Options of `open_cluster` as the commands take them; None to work on this machine alone."""
+    from hneurons.errors import UsageError
+
+    if address is None and (replicas, gpus) != (None, None):
+        raise UsageError("Replicas belong to a cluster.", "Add --cluster local, or the address of one.")
+    if address is None:
+        return None
+    from hneurons.cluster.onray import check_address
+
+    check_address(address)  # before the long load of a model
+    return {"address": address, "replicas": replicas, "replica_gpus": gpus}
+
+
+def opened(cluster: dict[str, Any] | None, model: Any, progress: Any, loading: dict[str, Any] | None = None) -> Any:
+    """The cluster of those options, as a context; None in place of one."""
+    if cluster is None:
+        return nullcontext(None)
+    from hneurons.cluster.opening import open_cluster
+
+    own = {key: value for key, value in (loading or {}).items() if key in ("ffn", "trust_remote_code")}
+    return open_cluster(**cluster, model=model, say=progress.say, **own)

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from hneurons.cli.common import fields_of, judging_of, read_questions
+from hneurons.cli.common import clustered, fields_of, judging_of, opened, read_questions
 from hneurons.cli.options import (
+    ClusterAddress,
     Empty,
     Field,
     Json,
@@ -18,6 +19,8 @@ from hneurons.cli.options import (
     JudgeUrl,
     ModelPlace,
     PromptPrice,
+    ReplicaGpus,
+    Replicas,
     ReplyPrice,
     RunArgument,
     Spans,
@@ -41,27 +44,35 @@ def evaluate(
     judge_calls: JudgeCalls = None,
     prompt_price: PromptPrice = None,
     completion_price: ReplyPrice = None,
+    cluster: ClusterAddress = None,
+    replicas: Replicas = None,
+    replica_gpus: ReplicaGpus = None,
     as_json: Json = False,
 ) -> None:
     """Score the H-Neurons of RUN on other data sets: `hneurons evaluate RUN --on nq_open bioasq nonexist`."""
     from hneurons.progress import TerminalProgress
     from hneurons.results import Run
     from hneurons.runfolder import dumps
-    from hneurons.studies.evaluate import evaluate_run, recorded_judging
+    from hneurons.studies.evaluate import evaluate_run, open_study, recorded_judging
     from hneurons.studies.judging import open_tools
 
     progress = TerminalProgress()
-    opened = Run(run)
+    evaluated, over = Run(run), clustered(cluster, replicas, replica_gpus)
     fields = fields_of(field)
     sets = [read_questions(name, progress, fields=fields, allow_empty=allow_empty) for name in [*on, *(more or [])]]
-    usual = recorded_judging(opened.manifest)
+    usual = recorded_judging(evaluated.manifest)
     judging = judging_of(
         judge or usual.judge, spans or usual.spans, judge_model or usual.endpoint.get("model"), judge_url,
         judge_key_env, judge_calls, prompt_price, completion_price,
     )  # fmt: skip
     asked = [question for questions in sets for question in questions.questions[:limit]]
     with open_tools(judging, run / "judge-cache", asked, 1, progress.say) as tools:
-        done = evaluate_run(opened, sets, model, tools=tools, limit=limit, per_class=per_class, progress=progress)
+        study = open_study(evaluated.manifest, model, progress) if over else model
+        with opened(over, study, progress) as there:
+            tools = there.tools(tools) if there else tools
+            done = evaluate_run(
+                evaluated, sets, study, tools=tools, limit=limit, per_class=per_class, progress=progress
+            )
     if as_json:
         typer.echo(dumps({"run": str(done.path), "report": str(done.report), "rows": done.rows()}))
         return

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from hneurons.cli.common import fields_of, judging_of, load, loading_of, read_questions
+from hneurons.cli.common import clustered, fields_of, judging_of, load, loading_of, opened, read_questions
 from hneurons.cli.options import (
+    ClusterAddress,
     Device,
     Dtype,
     Empty,
@@ -24,6 +25,8 @@ from hneurons.cli.options import (
     Pattern,
     PromptPrice,
     Questions,
+    ReplicaGpus,
+    Replicas,
     ReplyPrice,
     Revision,
     Spans,
@@ -70,6 +73,9 @@ def identify(
     revision: Revision = None,
     ffn: Pattern = None,
     trust_remote_code: Trust = False,
+    cluster: ClusterAddress = None,
+    replicas: Replicas = None,
+    replica_gpus: ReplicaGpus = None,
     as_json: Json = False,
 ) -> None:
     """Find the H-Neurons of MODEL and evaluate them on held-out questions."""
@@ -92,13 +98,14 @@ def identify(
         C=c,
         seed=seed,
     )
+    over = clustered(cluster, replicas, replica_gpus)
     loading = loading_of(dtype, device, revision, ffn, trust_remote_code)
     judging = judging_of(
         judge or ("substring" if preset == "reference" else "alias"), spans, judge_model, judge_url, judge_key_env,
         judge_calls, prompt_price, completion_price,
     )  # fmt: skip
     reading = {"fields": fields_of(field), "allow_empty": allow_empty}
-    find(model, questions, out, settings, as_json, loading=loading, judging=judging, reading=reading)
+    find(model, questions, out, settings, as_json, loading=loading, judging=judging, reading=reading, cluster=over)
 
 
 def find(
@@ -112,6 +119,7 @@ def find(
     notes: list[str] | None = None,
     judging: Any = None,
     reading: dict[str, Any] | None = None,
+    cluster: dict[str, Any] | None = None,
 ) -> None:
     """Identify as the settings say, and print the outcome; `hneurons demo` does so too."""
     from hneurons.progress import TerminalProgress
@@ -124,12 +132,10 @@ def find(
     from hneurons.studies.identify import identify as study
     from hneurons.studies.judging import Judging, open_tools
 
-    with open_tools(
-        judging or Judging(), out / "judge-cache", asked.questions, settings.samples, progress.say
-    ) as tools:
-        run = study(
-            loaded, asked, out, settings, judge=tools.judge, finder=tools.finder, notes=notes or [], progress=progress
-        )
+    judges = open_tools(judging or Judging(), out / "judge-cache", asked.questions, settings.samples, progress.say)
+    with judges as tools, opened(cluster, loaded, progress, loading) as over:
+        tools = over.tools(tools) if over else tools
+        run = study(loaded, asked, out, settings, tools=tools, notes=notes or [], progress=progress)
     if as_json:
         typer.echo(dumps({"run": str(run.path), "report": str(run.report), **run.evaluation["verdict"]}))
         return

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from hneurons.cli.common import judging_of
+from hneurons.cli.common import clustered, judging_of, opened
 from hneurons.cli.options import (
+    ClusterAddress,
     Json,
     JudgeCalls,
     JudgeKey,
@@ -17,6 +18,8 @@ from hneurons.cli.options import (
     JudgeUrl,
     ModelPlace,
     PromptPrice,
+    ReplicaGpus,
+    Replicas,
     ReplyPrice,
     RunArgument,
 )
@@ -63,6 +66,9 @@ def impact(
         bool, typer.Option("--keep-outputs", help="Keep the replies to private benchmarks too.")
     ] = False,
     seed: Annotated[int | None, typer.Option(help="[0]")] = None,
+    cluster: ClusterAddress = None,
+    replicas: Replicas = None,
+    replica_gpus: ReplicaGpus = None,
     as_json: Json = False,
 ) -> None:
     """Turn the H-Neurons of RUN up and down, beside random neurons, and measure what it does."""
@@ -88,7 +94,8 @@ def impact(
     from hneurons.runfolder import dumps
 
     progress = TerminalProgress()
-    opened = Run(run)
+    turned, over = Run(run), clustered(cluster, replicas, replica_gpus)
+    from hneurons.studies.evaluate import open_study
     from hneurons.studies.impact import choose
     from hneurons.studies.impact import impact as measure
 
@@ -98,8 +105,10 @@ def impact(
         judging = judging_of(
             judge, None, judge_model, judge_url, judge_key_env, judge_calls, prompt_price, completion_price
         )
-    with _client(judging, run) as client:
-        done = measure(opened, chosen, model, settings=settings, client=client, progress=progress)
+    study = open_study(turned.manifest, model, progress) if over else model
+    with _client(judging, run) as client, opened(over, study, progress) as there:
+        where = {"open_engine": there.open_engine, "together": there.ahead} if there else {}
+        done = measure(turned, chosen, study, settings=settings, client=client, progress=progress, **where)
     if as_json:
         typer.echo(dumps(done.impact))
         return

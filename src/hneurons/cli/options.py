@@ -44,3 +44,17 @@ Shots = Annotated[
     str | None,
     typer.Option("--few-shot", help="So many training questions with answers before each, or a file of questions."),
 ]
+ClusterAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="ADDRESS",
+        help="Sample and measure on a Ray cluster: local (starts one), auto, HOST:PORT or ray://HOST:PORT.",
+    ),
+]
+Replicas = Annotated[
+    int | None, typer.Option(min=1, help="Replicas of the model on the cluster. [one a GPU, or one a node without]")
+]
+ReplicaGpus = Annotated[
+    float | None, typer.Option(min=0, help="GPUs of each replica; 0 for CPUs. [1 where there are any]")
+]

@@ -11,7 +11,7 @@ small matrix product per layer, so no activation outlives its layer.
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -78,8 +78,30 @@ class _Batch:
 
 
 @dataclass(frozen=True)
+class Beginning:
+    """What all prompts begin with: the template's system turn."""
+
+    ids: tuple[int, ...]
+    trial: Passage
+    """On which it is tried whether the model goes on from a cache of them."""
+
+
+def beginning(model: StudyModel, passages: Sequence[Passage]) -> Beginning | None:
+    """What all passages begin with; None where it is little, or the model can't go on from it."""
+    # Of two made-up questions, not of the passages: a resumed run has others left, and must get the same features.
+    asked = [tuple(model.prompt_ids(question)) for question in ("a", "0")]
+    shared = common_prefix(asked)
+    begins = all(passage.ids[:shared] == asked[0][:shared] for passage in passages)
+    config = model.model.config
+    possible = begins and not any(model.layout.experts) and allows_gaps(config, new_cache(config))
+    if len(passages) < 2 or shared < LEAST_SHARED or not possible:
+        return None
+    return Beginning(asked[0][:shared], passages[0])
+
+
+@dataclass(frozen=True)
 class _Prefix:
-    """What all prompts begin with (the template's system turn), gone through the model once for all of them."""
+    """A beginning that went through the model, once for all prompts."""
 
     tokens: int
     cache: DynamicCache
@@ -105,6 +127,7 @@ class PooledExtractor:
         self.starts = model.columns_of_parts
         self._running = threading.local()
         self._checked = False
+        self._begun: tuple[Beginning | None, _Prefix | None] = None, None
 
     def __call__(self, passages: Sequence[Passage]) -> NDArray[np.float32]:
         """Features of one batch: (passages, regions, neurons); 0 for a region without tokens.
@@ -122,33 +145,40 @@ class PooledExtractor:
 
         What all prompts begin with goes through the model once, where its cache allows that.
         """
+        begin = beginning(self.model, [passage for group in groups for passage in group])
+        return self._several(groups, lambda: None if begin is None else self._prefix(begin))
+
+    def part(self, groups: Sequence[Sequence[Passage]], begin: Beginning | None) -> Generator[BlockFeatures]:
+        """`many` for a part of the batches, given the `beginning` of all; it is kept for parts to come."""
+
+        def prefix() -> _Prefix | None:
+            if begin != self._begun[0]:
+                self._begun = begin, None if begin is None else self._prefix(begin)
+            return self._begun[1]
+
+        return self._several(groups, prefix)
+
+    def _several(
+        self, groups: Sequence[Sequence[Passage]], prefix_of: Callable[[], _Prefix | None]
+    ) -> Generator[BlockFeatures]:
         if groups:
             self._check_mixtures(groups[0])
-        alone = self.model.is_moved
         see = capture(self.model.ffns, self._pool, every_thread=True)
-        with see, workers(self.model.device, alone=alone) as pool:
-            prefix = self._prefix([passage for group in groups for passage in group])
+        with see, workers(self.model.device, alone=self.model.is_moved) as pool:
+            prefix = prefix_of()
             yield from ordered(pool, lambda group: self._forward(group, prefix), groups)
 
-    def _prefix(self, passages: Sequence[Passage]) -> _Prefix | None:
-        """What the chat template begins with; None where it is little, the passages begin otherwise, or the model
-        can't go on from it. Inside `capture`."""
-        # Of two made-up questions, not of the passages: a resumed run has others left, and must get the same features.
-        asked = [tuple(self.model.prompt_ids(question)) for question in ("a", "0")]
-        shared = common_prefix(asked)
-        begins = all(passage.ids[:shared] == asked[0][:shared] for passage in passages)
-        cache = new_cache(self.model.model.config)
-        possible = begins and not any(self.model.layout.experts) and allows_gaps(self.model.model.config, cache)
-        if len(passages) < 2 or shared < LEAST_SHARED or not possible:
-            return None
-        first = Passage("what all prompts begin with", asked[0][:shared], shared, (0, 1))
+    def _prefix(self, begin: Beginning) -> _Prefix | None:
+        """That beginning; None where the model can't go on from it. Inside `capture`."""
+        cache, shared = new_cache(self.model.model.config), len(begin.ids)
+        first = Passage("what all prompts begin with", begin.ids, shared, (0, 1))
         found = self._pass([first], [Region.PROMPT], cache)
         if any(cache.get_seq_length(layer) != shared for layer in range(len(cache.layers))):
             return None
         prefix = _Prefix(shared, as_prefix(cache), found.dense()[0, 0] * shared)
         # Models are many: that this one does go on from a cache is seen on one passage.
-        whole = self._forward(passages[:1]).dense()
-        same = np.linalg.norm(self._forward(passages[:1], prefix).dense() - whole) <= 0.01 * np.linalg.norm(whole)
+        whole = self._forward([begin.trial]).dense()
+        same = np.linalg.norm(self._forward([begin.trial], prefix).dense() - whole) <= 0.01 * np.linalg.norm(whole)
         return prefix if same else None
 
     def _check_mixtures(self, passages: Sequence[Passage]) -> None:

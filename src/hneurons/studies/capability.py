@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 import numpy as np
 
@@ -85,11 +86,12 @@ class Capability:
         sampling: greedy.
         open_engine: opens the engine of an arm.
         chunk: questions asked together.
+        together: sets of neurons and chunks that are in work at a time.
     """
 
     def __init__(
         self, sets: Sequence[QuestionSet], skipped: Json, text: Sequence[Window], ledger: Ledger, sampling: Sampling,
-        open_engine: OpenEngine, *, chunk: int,
+        open_engine: OpenEngine, *, chunk: int, together: int = 1,
     ) -> None:  # fmt: skip
         self.sets = sets
         self.skipped = dict(skipped)
@@ -98,6 +100,7 @@ class Capability:
         self.sampling = sampling
         self.open_engine = open_engine
         self.chunk = chunk
+        self.together = together
         self.asked = {one.name: [Asked(f"{one.name}/{q.id}", q) for q in one.questions] for one in sets}
         every = [asked for each in self.asked.values() for asked in each]
         hashes = {asked.id: _hash(asked) for asked in every} | {window.id: short_hash(window.ids) for window in text}
@@ -111,9 +114,17 @@ class Capability:
         """Fill the ledger."""
         for each in self.asked.values():
             chunks = chunked(each, self.chunk)
-            fill(self.ledger, chunks, lambda one: one.id, arms, alphas, self.open_engine, self._answer, tick=tick)
-        parts = chunked(self.text, self.chunk)
-        fill(self.ledger, parts, lambda one: one.id, arms, alphas, self.open_engine, self._read, tick=tick)
+            self._fill(chunks, arms, alphas, self._answer, tick)
+        self._fill(chunked(self.text, self.chunk), arms, alphas, self._read, tick)
+
+    def _fill(
+        self, parts: Sequence[Sequence[Any]], arms: Sequence[Arm], alphas: Sequence[float],
+        make: Callable[[Engine, Sequence[Any], Arm, tuple[float, ...]], None], tick: Callable[[int], None],
+    ) -> None:  # fmt: skip
+        fill(
+            self.ledger, parts, lambda one: one.id, arms, alphas, self.open_engine, make, tick=tick,
+            together=self.together,
+        )  # fmt: skip
 
     def _answer(self, engine: Engine, asked: Sequence[Asked], arm: Arm, alphas: tuple[float, ...]) -> None:
         pairs = [(one, alpha) for one in asked for alpha in alphas]

@@ -7,7 +7,8 @@ done in whole chunks is kept; a chunk that was cut is done again from the same r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -31,9 +32,10 @@ from hneurons.questions.sources import QuestionSet
 from hneurons.runfolder import RunFolder, dumps, write_text
 from hneurons.settings import IdentifySettings
 from hneurons.studies.examples import Kept, make_examples
+from hneurons.studies.lookahead import OneByOne, lookahead
 from hneurons.studies.records import example_from_json, passage_of, response_from_json
 from hneurons.studies.tables import EvaluationData
-from hneurons.types import REGIONS, Example, Label, Region, Response, to_json
+from hneurons.types import REGIONS, Example, Label, Question, Region, Response, to_json
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Tools:
     finder: SpanFinder = field(default_factory=RuleSpanFinder)
     extractor: Callable[[Sequence[Region]], Extractor] | None = None
     """Makes what measures the contributions over those regions; transformers in this process by default."""
+    ahead: int = 1
+    """Chunks of questions that the engine samples at a time; they are judged one by one."""
 
 
 class Collection:
@@ -128,21 +132,20 @@ class Collection:
             response = response_from_json(row)
             done.setdefault(response.question_id, []).append(response)
         size, written = self.settings.chunk, len(rows)
+        parts = {number: asked[start : start + size] for number, start in enumerate(range(0, len(asked), size))}
+        left = {number: part for number, part in parts.items() if number not in finished}
         counts: Counter[Label] = Counter()
-        with self.progress.bar("Sampling answers", len(asked)) as tick:
-            for number, start in enumerate(range(0, len(asked), size)):
-                part = asked[start : start + size]
+        with self.progress.bar("Sampling answers", len(asked)) as tick, self._sampler(left, tick) as fresh_of:
+            for number, part in parts.items():
                 full = {label for label in Label if counts[label] >= self.settings.per_class}
                 if len(full) == len(Label):
-                    tick(len(asked) - start)
+                    tick(len(asked) - number * size)
                     break
                 if number in finished:
                     tick(len(part))
                     fresh = [response for question in part for response in done.get(question.id, [])]
                 else:
-                    fresh = sample_questions(
-                        self.engine, self.tools.judge, part, sampling(self.settings), self.rule, full, tick
-                    )
+                    fresh = fresh_of(number, full)
                     new = [r for r in fresh if (r.question_id, r.sample) not in known]
                     journal.append({**to_json(r), "mean_logprob": round(r.mean_logprob, 6)} for r in new)
                     chunks.append([{"chunk": number, "responses": len(fresh)}])
@@ -150,6 +153,29 @@ class Collection:
                 counts.update(self._labels(part, fresh))
         source = {key: getattr(self.questions, key) for key in ("origin", "mapping", "dropped")}
         self.folder.count(questions=len(asked), responses=written, source=source)
+
+    @contextmanager
+    def _sampler(
+        self, parts: Mapping[int, Sequence[Question]], tick: Callable[[int], None]
+    ) -> Generator[Callable[[int, set[Label]], list[Response]]]:
+        """What gives the judged responses to a part by its number, asked for in rising order."""
+        how = sampling(self.settings)
+
+        def work(judge: Judge, part: Sequence[Question], full: set[Label], tick: Callable[[int], None]):
+            return sample_questions(self.engine, judge, part, how, self.rule, full, tick)
+
+        if self.tools.ahead == 1:
+            yield lambda number, full: work(self.tools.judge, parts[number], full, tick)
+            return
+        judge = OneByOne(self.tools.judge)
+        with lookahead(lambda part, full: work(judge, part, full, lambda _: None), parts, self.tools.ahead) as coming:
+
+            def take(number: int, full: set[Label]) -> list[Response]:
+                fresh = coming.take(number, full)
+                tick(len(parts[number]))
+                return fresh
+
+            yield take
 
     def _labels(self, questions: Sequence[Any], responses: Sequence[Response]) -> list[Label]:
         verdicts: dict[str, list[Any]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
@@ -107,11 +108,12 @@ class Compliance:
         open_engine: opens the engine of an arm.
         keep: whether replies are written down.
         chunk: items asked together.
+        together: sets of neurons that are in work at a time.
     """
 
     def __init__(
         self, benchmark: Benchmark, items: ItemSet, ledger: Ledger, judges: Sequence[OutcomeJudge], sampling: Sampling,
-        open_engine: OpenEngine, *, keep: bool, chunk: int,
+        open_engine: OpenEngine, *, keep: bool, chunk: int, together: int = 1,
     ) -> None:  # fmt: skip
         self.benchmark = benchmark
         self.items = items
@@ -121,6 +123,8 @@ class Compliance:
         self.open_engine = open_engine
         self.keep = keep
         self.chunk = chunk
+        self.together = together
+        self._judging = threading.Lock()
         self._first: dict[str, tuple[str, ...]] = {}
         ledger.check_asked({item.id: short_hash(asdict(item)) for item in items.items})
 
@@ -148,7 +152,7 @@ class Compliance:
                 self._firsts(chunk)  # before neurons are scaled
                 fill(
                     self.ledger, [admitted], lambda item: item.id, arms, alphas, self.open_engine, self._make,
-                    whole=self._is_judged, tick=tick,
+                    whole=self._is_judged, tick=tick, together=self.together,
                 )  # fmt: skip
 
     def _is_judged(self, row: Json) -> bool:
@@ -171,7 +175,8 @@ class Compliance:
         try:
             for key, judge in self.judges.items():
                 left = [n for n, row in enumerate(rows) if key not in row["outcomes"]]
-                found = judge.judge_many([cases[n] for n in left])
+                with self._judging:
+                    found = judge.judge_many([cases[n] for n in left])
                 for n, outcome in zip(left, found, strict=True):
                     rows[n]["outcomes"][key] = str(outcome)
         except HNeuronsError:

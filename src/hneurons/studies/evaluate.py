@@ -72,8 +72,7 @@ def evaluate_run(
     names = Counter(questions.name for questions in sets)
     if not sets or max(names.values()) > 1:
         raise UsageError("Give each data set once, and at least one.", "See `hneurons evaluate --help`.")
-    study = open_model(run.manifest, model, progress)
-    study = replace(study, thinking=settings.thinking is not None)
+    study = open_study(run.manifest, model, progress)
     with RunFolder(run.path) as folder:
         folder.load()
         evaluation = run.evaluation  # complains if the run isn't complete
@@ -118,11 +117,10 @@ def recorded_settings(manifest: Json) -> IdentifySettings:
     return IdentifySettings(**{key: value for key, value in manifest["settings"].items() if key in known})
 
 
-def open_model(manifest: Json, model: StudyModel | tuple[Any, Any] | str | None, progress: Progress) -> StudyModel:
-    """The model given, or that of a run, loaded from where it is said to be or was."""
-    if model is None or isinstance(model, str):
-        return load_model_of(manifest, progress, model)
-    return as_study_model(model)
+def open_study(manifest: Json, model: StudyModel | tuple[Any, Any] | str | None, progress: Progress) -> StudyModel:
+    """The model given, or that of a run, loaded from where it is said to be or was; told to think if the run's was."""
+    loaded = load_model_of(manifest, progress, model) if model is None or isinstance(model, str) else model
+    return replace(as_study_model(loaded), thinking=recorded_settings(manifest).thinking is not None)
 
 
 def check_model(study: StudyModel, card: Card, folder: RunFolder) -> Json:

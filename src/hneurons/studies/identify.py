@@ -51,6 +51,7 @@ def identify(
     engine: Engine | None = None,
     judge: Judge | None = None,
     finder: SpanFinder | None = None,
+    tools: Tools | None = None,
     notes: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Run:
@@ -65,6 +66,7 @@ def identify(
         engine: draws the responses; transformers in this process by default.
         judge: gives verdicts; `AliasJudge` by default.
         finder: marks answers; `RuleSpanFinder` by default.
+        tools: all of these in one, as a cluster gives them.
         notes: sentences for the report.
         progress: bars on a terminal by default.
 
@@ -77,7 +79,7 @@ def identify(
         raise UsageError(f"{study.name} always thinks before it answers.", "Give its budget, e.g. --thinking 1000.")
     if not isinstance(questions, QuestionSet):
         questions = load_questions(questions, limit=settings.limit, seed=settings.seed)
-    tools = Tools(engine, judge or AliasJudge(), finder or RuleSpanFinder())
+    tools = tools or Tools(engine, judge or AliasJudge(), finder or RuleSpanFinder())
     with RunFolder(out) as folder:
         data = Collection(folder, study, questions, settings, tools, progress or default_progress())
         data.start([*notes, *([] if study.has_chat_template or study.lead is not None else [TEMPLATE_NOTE])])

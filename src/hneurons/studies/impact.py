@@ -27,7 +27,7 @@ from hneurons.studies.benchmarks.base import Benchmark, ItemSet, OutcomeJudge
 from hneurons.studies.benchmarks.registry import benchmark as named
 from hneurons.studies.capability import Capability, load_sets, plain_text, windows
 from hneurons.studies.compliance import Compliance, sampling_of
-from hneurons.studies.evaluate import check_model, open_model, recorded_settings
+from hneurons.studies.evaluate import check_model, open_study, recorded_settings
 from hneurons.studies.ledger import Ledger
 from hneurons.studies.turned import OpenEngine, in_process
 
@@ -48,6 +48,7 @@ def impact(
     *,
     client: LLMClient | None = None,
     open_engine: OpenEngine | None = None,
+    together: int = 1,
     progress: Progress | None = None,
 ) -> Run:
     """Ask benchmarks while the run's H-Neurons are turned, beside controls; writes impact.json and the report.
@@ -60,6 +61,7 @@ def impact(
         settings: alphas, number of random sets, limits.
         client: a language model that judges; its outcomes are then the headline, beside the rules'.
         open_engine: engines that turn neurons; transformers in this process by default.
+        together: how many of those engines are in work at a time.
         progress: bars on a terminal by default.
 
     Returns:
@@ -77,12 +79,10 @@ def impact(
     chosen = choose(benchmarks)
     card = run.card
     loaded = [(each, each.load(source, limit=settings.limit, seed=settings.seed)) for each, source in chosen.items()]
-    study = open_model(run.manifest, model, progress)
-    thinking = recorded_settings(run.manifest).thinking
-    study = replace(study, thinking=thinking is not None)
+    study = open_study(run.manifest, model, progress)
     with RunFolder(run.path) as folder:
         folder.load()
-        made = _Impact(folder, card, study, settings, client, open_engine or in_process(study), progress)
+        made = _Impact(folder, card, study, settings, client, open_engine or in_process(study), together, progress)
         made.run(loaded)
     if (run.path / "evaluation.json").exists():
         from hneurons.report.page import write_report
@@ -121,13 +121,14 @@ class _Impact:
 
     def __init__(
         self, folder: RunFolder, card: Card, model: StudyModel, settings: ImpactSettings, client: LLMClient | None,
-        open_engine: OpenEngine, progress: Progress,
+        open_engine: OpenEngine, together: int, progress: Progress,
     ) -> None:  # fmt: skip
         self.folder = folder
         self.model = model
         self.settings = settings
         self.client = client
         self.open_engine = open_engine
+        self.together = together
         self.progress = progress
         self.failed: list[TooFewExamplesError] = []
         described = check_model(model, card, folder)
@@ -196,6 +197,7 @@ class _Impact:
         study = Compliance(
             benchmark, items, ledger, judges, sampling, self.open_engine,
             keep=settings.keep_outputs or not benchmark.private, chunk=settings.chunk,
+            together=self.together,
         )  # fmt: skip
         total = len(items.items) * (1 + len(self.arms) * (len(settings.alphas) - 1))
         with self.progress.bar(f"Turning: {benchmark.title}", total) as tick:
@@ -236,7 +238,9 @@ class _Impact:
             self.progress.say(f"Without the questions {name}: {why['problem']} {why['remedy']}")
         ledger = Ledger(self.folder, "capability", {**self.identity, "decoding": asdict(sampling)})
         text = windows(self.model, plain_text())
-        study = Capability(sets, skipped, text, ledger, sampling, self.open_engine, chunk=settings.chunk)
+        study = Capability(
+            sets, skipped, text, ledger, sampling, self.open_engine, chunk=settings.chunk, together=self.together
+        )
         arms: list[Arm] = self.arms if settings.capability_controls else self.arms[:1]
         with self.progress.bar("Turning: capability", study.rows(len(arms), len(settings.alphas))) as tick:
             study.ask(arms, settings.alphas, tick)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from hneurons.answers.engine import Engine
 from hneurons.errors import RunMismatchError
+from hneurons.parallel import ordered
 from hneurons.runfolder import Journal, Json, RunFolder, hash_json, read_json, write_json
 from hneurons.studies.arms import NONE, Arm
 from hneurons.studies.turned import OpenEngine
@@ -38,6 +41,7 @@ class Ledger:
         self.name = name
         self.journal: Journal = folder.journal(f"impact/{name}.jsonl")
         self.rows: dict[Key, Json] = {}
+        self._lock = threading.Lock()
         said = folder / "impact" / f"{name}.study.json"
         identity = {"format": FORMAT, **identity}
         if said.exists():
@@ -79,17 +83,19 @@ class Ledger:
 
     def add(self, rows: Iterable[Json]) -> None:
         """Append what is new: whole rows, or lines that add outcomes to rows that are there."""
-        new: list[Json] = []
-        for row in rows:
-            key = (str(row["item"]), str(row["arm"]), float(row["alpha"]))
-            old = self.rows.get(key)
-            if old is None:
-                new.append(row)
-            elif more := {k: v for k, v in row.get("outcomes", {}).items() if k not in old.get("outcomes", {})}:
-                new.append({"item": row["item"], "arm": row["arm"], "alpha": row["alpha"], "outcomes": more})
-        self.journal.append(new)
-        for row in new:
-            self._learn(row)
+        made = list(rows)  # may take long
+        with self._lock:
+            new: list[Json] = []
+            for row in made:
+                key = (str(row["item"]), str(row["arm"]), float(row["alpha"]))
+                old = self.rows.get(key)
+                if old is None:
+                    new.append(row)
+                elif more := {k: v for k, v in row.get("outcomes", {}).items() if k not in old.get("outcomes", {})}:
+                    new.append({"item": row["item"], "arm": row["arm"], "alpha": row["alpha"], "outcomes": more})
+            self.journal.append(new)
+            for row in new:
+                self._learn(row)
 
     def todo(
         self, items: Sequence[str], arm: str, alphas: Sequence[float], whole: Callable[[Json], bool]
@@ -124,6 +130,7 @@ def fill(
     *,
     whole: Callable[[Json], bool] = lambda _: True,
     tick: Callable[[int], None] = lambda _: None,
+    together: int = 1,
 ) -> None:
     """Let `make` fill what the ledger lacks: each chunk of items in each arm, all alphas of an item together.
 
@@ -137,16 +144,34 @@ def fill(
         make: engine, items, arm and alphas -> rows in the ledger.
         whole: whether a row has all that is needed.
         tick: gets the number of rows done.
+        together: sets of neurons that are in work at a time.
     """
     scaled = [alpha for alpha in alphas if alpha != 1.0]
-    for chunk in chunks:
-        names = [name_of(item) for item in chunk]
-        for arm, wanted in [(NONE, [1.0]), *((arm, scaled) for arm in arms)]:
-            missing = ledger.todo(names, arm.name, wanted, whole)
-            if missing:
-                with open_engine(arm.neurons) as engine:
-                    make(engine, chunk, arm, missing)
-            tick(len(chunk) * len(wanted))
+    wanted = [(NONE, [1.0]), *((arm, scaled) for arm in arms)]
+
+    def ask(part: tuple[Sequence[Asked], Arm, list[float]]) -> int:
+        chunk, arm, own = part
+        missing = ledger.todo([name_of(item) for item in chunk], arm.name, own, whole)
+        if missing:
+            with open_engine(arm.neurons) as engine:
+                make(engine, chunk, arm, missing)
+        return len(chunk) * len(own)
+
+    parts = [(chunk, arm, own) for chunk in chunks for arm, own in wanted]
+    if together == 1:
+        for part in parts:
+            tick(ask(part))
+        return
+    pool = ThreadPoolExecutor(together)
+    try:
+        for count in ordered(pool, ask, parts, ahead=together):
+            tick(count)
+    except Exception:
+        # What the others have in work goes into the ledger before the run folder is let go of.
+        pool.shutdown(cancel_futures=True)
+        raise
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def chunked(items: Sequence[Asked], size: int) -> list[Sequence[Asked]]:

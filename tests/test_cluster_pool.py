@@ -1,0 +1,284 @@
+"""The pool of replicas: order, losses, shards that take every replica with them, replicas that never come."""
+
+import sys
+import threading
+from typing import Any
+
+import pytest
+
+from fake_pool import Do, Ends, Nodes
+from hneurons.cluster.onray import connected, reason, share_out
+from hneurons.cluster.pool import LostError
+from hneurons.errors import ClusterError, MissingExtraError, NumericError, UsageError
+from hneurons.parallel import in_order
+
+
+def say_number(name: str) -> Do:
+    return Do(name, lambda number: f"{name} by {number}")
+
+
+def results(futures: Any) -> list[Any]:
+    return [future.result(20)[0] for future in futures]
+
+
+def test_results_come_in_order_whoever_is_first():
+    second_done = threading.Event()
+    slow = Do("slow", lambda _: second_done.wait(20) and "slow")
+    quick = Do("quick", lambda _: second_done.set() or "quick")
+    with Nodes().pool(2) as pool:
+        assert [value for value, _ in in_order(pool.submit, [slow, quick], 2)] == ["slow", "quick"]
+
+
+def test_replicas_share_the_work():
+    both = threading.Barrier(2)
+    with Nodes().pool(2) as pool:
+        found = results([pool.submit(Do(str(i), lambda number: both.wait(20) * 0 + number)) for i in range(2)])
+    assert sorted(found) == [0, 1]
+
+
+def test_a_lost_replica_costs_only_its_shard():
+    nodes, times = Nodes(), [0] * 6
+
+    def work(shard: int, number: int) -> str:
+        times[shard] += 1
+        if shard == 2 and times[2] == 1:
+            raise Ends("node 7 died")
+        return f"shard {shard}"
+
+    with nodes.pool(2) as pool:
+        shards = [Do(f"shard {i}", lambda number, i=i: work(i, number)) for i in range(6)]
+        assert results([pool.submit(shard) for shard in shards]) == [f"shard {i}" for i in range(6)]
+        assert (pool.done, pool.lost) == (6, 1)
+    assert times == [1, 1, 2, 1, 1, 1]
+    (line,) = [line for line in nodes.said if line.startswith("Lost")]
+    assert "node 7 died" in line
+    assert "done again: shard 2" in line
+
+
+def test_another_replica_takes_the_place_of_a_lost_one():
+    nodes, first = Nodes(), iter([True])
+
+    def work(number: int) -> int:
+        if next(first, False):
+            raise Ends("gone")
+        return number
+
+    with nodes.pool(1) as pool:
+        assert pool.submit(Do("a", work)).result(20)[0] == 1
+    assert len(nodes.started) == 2
+
+
+def test_a_shard_that_ends_every_replica_it_meets_is_given_up():
+    nodes = Nodes()
+
+    def poison(number: int) -> None:
+        raise Ends("killed by signal 9")
+
+    with nodes.pool(2) as pool:
+        bad, good = pool.submit(Do("the long one", poison)), pool.submit(say_number("good"))
+        with pytest.raises(ClusterError, match=r"3 replicas in a row were lost over the long one \(killed by signal 9"):
+            bad.result(20)
+        assert good.result(20)[0].startswith("good")
+        assert pool.submit(say_number("later")).result(20)[0].startswith("later")
+    assert sum("the long one" in worker.shards for worker in nodes.started) == 3
+
+
+def test_replicas_lost_while_idle_are_no_fault_of_the_next_shard():
+    nodes = Nodes(loads=lambda number: number < 5)  # and nobody takes the place of those
+    with nodes.pool(5) as pool:
+        both = threading.Barrier(5)
+        results([pool.submit(Do(str(i), lambda _: both.wait(20))) for i in range(5)])
+        for worker in nodes.started[:4]:
+            worker.ended.set()
+        assert results([pool.submit(say_number(str(i))) for i in range(9)]) == [f"{i} by 4" for i in range(9)]
+        assert 0 < pool.lost <= 4
+    assert not any("done again" in line for line in nodes.said)
+
+
+def test_what_a_shard_raises_comes_back_and_costs_no_replica():
+    def fail(number: int) -> None:
+        raise NumericError("NaN in layer 3.", "Load it otherwise.")
+
+    nodes = Nodes()
+    with nodes.pool(1) as pool:
+        with pytest.raises(NumericError, match="NaN in layer 3"):
+            pool.submit(Do("bad", fail)).result(20)
+        assert pool.submit(say_number("next")).result(20)[0] == "next by 0"
+    assert len(nodes.started) == 1
+
+
+def test_a_shard_goes_where_its_prefill_is_and_elsewhere_once_that_is_lost():
+    nodes = Nodes()
+    with nodes.pool(3) as pool:
+        _, home = pool.submit(say_number("first")).result(20)
+        names = {pool.submit(say_number("again"), home).result(20) for _ in range(20)}
+        assert len(names) == 1
+        assert names.pop()[1] == home
+
+        def end(number: int) -> None:
+            raise Ends("gone") if once.pop() else AssertionError
+
+        once = [False, True]
+        with pytest.raises(AssertionError):
+            pool.submit(Do("end", end), home).result(20)
+        assert pool.submit(say_number("after"), home).result(20)[1] != home
+
+
+def test_a_shard_waits_for_the_busy_replica_that_has_its_prefill():
+    go, nodes = threading.Event(), Nodes()
+    with nodes.pool(2) as pool:
+        _, home = pool.submit(say_number("first")).result(20)
+        busy = pool.submit(Do("busy", lambda _: go.wait(20)), home)
+        waiting = pool.submit(say_number("waiting"), home)
+        assert pool.submit(say_number("free")).result(20)[1] != home
+        assert not waiting.done()
+        go.set()
+        assert busy.result(20)[1] == waiting.result(20)[1] == home
+
+
+# -- replicas that don't start ------------------------------------------------------------------------
+
+
+def refuse(*numbers: int):
+    def loads(number: int) -> None:
+        if number in numbers:
+            raise ClusterError(f"Node {number} has no model.", "Put it there.")
+
+    return loads
+
+
+def test_one_that_cant_load_is_left_out():
+    nodes = Nodes(loads=refuse(0))
+    with nodes.pool(2) as pool:
+        assert results([pool.submit(say_number(str(i))) for i in range(4)])
+        assert pool.about().node == "node1"
+    assert "Going on with a replica less: Node 0 has no model. Put it there." in nodes.said
+
+
+def test_none_that_can_load_is_an_error_for_all_that_wait_and_come():
+    with Nodes(loads=refuse(0, 1)).pool(2) as pool:
+        waiting = pool.submit(say_number("a"))
+        for wanted in (lambda: waiting.result(20), pool.about, lambda: pool.submit(say_number("b")).result(20)):
+            with pytest.raises(ClusterError, match="has no model"):
+                wanted()
+
+
+def test_lost_again_and_again_while_loading():
+    def loads(number: int) -> None:
+        raise LostError("the node ran out of memory")
+
+    nodes = Nodes(loads=loads)
+    with nodes.pool(1) as pool, pytest.raises(ClusterError, match=r"3 replicas in a row .* ran out of memory.*--repl"):
+        pool.about()
+    assert len(nodes.started) == 3
+    assert all(worker.ended.is_set() for worker in nodes.started)
+
+
+def test_no_room_on_any_node_is_an_error_after_a_while():
+    with (
+        Nodes(loads=lambda _: False).pool(2, patience=0.0) as pool,
+        pytest.raises(ClusterError, match=r"No replica was ready within 0 seconds.*ray status"),
+    ):
+        pool.submit(say_number("a")).result(20)
+
+
+def test_one_replica_is_enough_while_others_wait_for_room():
+    with Nodes(loads=lambda number: number == 0).pool(3, patience=0.0) as pool:
+        pool.about()
+        assert results([pool.submit(say_number(str(i))) for i in range(5)]) == [f"{i} by 0" for i in range(5)]
+
+
+def test_leaving_stops_every_replica_and_wakes_whoever_waits():
+    nodes, inside = Nodes(loads=lambda number: number == 0), threading.Event()
+    with nodes.pool(2) as pool:
+
+        def hang(number: int) -> None:
+            inside.set()
+            nodes.started[0].ended.wait(20)
+            raise Ends("stopped")
+
+        running, queued = pool.submit(Do("hang", hang)), pool.submit(say_number("never"))
+        assert inside.wait(20)
+    for future in (running, queued, pool.submit(say_number("late"))):
+        with pytest.raises(ClusterError, match="was left"):
+            future.result(20)
+    assert not [thread for thread in pool._threads if thread.is_alive()]
+    assert all(worker.ended.is_set() for worker in nodes.started)
+
+
+# -- shares of a cluster ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("nodes", "replicas", "gpus", "expected"),
+    [
+        ([{"CPU": 8.0}, {"CPU": 8.0}], None, None, (2, 8, 0)),
+        ([{"CPU": 8.0}, {"CPU": 4.0}, {}], None, None, (2, 4, 0)),
+        ([{"CPU": 8.0}, {"CPU": 8.0}], 4, None, (4, 4, 0)),
+        ([{"CPU": 2.0}], 5, None, (5, 1, 0)),
+        ([{"CPU": 8.0, "GPU": 4.0}, {"CPU": 64.0, "GPU": 2.0}, {"CPU": 9.0}], None, None, (6, 1, 1)),
+        ([{"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0, "GPU": 3.0}], None, 2.0, (3, 1, 2)),
+        ([{"CPU": 8.0, "GPU": 4.0}], None, 0.0, (1, 8, 0)),
+        ([{"CPU": 8.0, "GPU": 1.0}], None, 0.5, (2, 1, 0.5)),
+        ([{"CPU": 8.0, "GPU": 1.0}], 3, None, (3, 1, 1)),
+    ],
+)
+def test_shares(
+    nodes: list[dict[str, float]], replicas: int | None, gpus: float | None, expected: tuple[int, int, float]
+):
+    share = share_out(nodes, replicas, gpus)
+    assert (share.replicas, share.cpus, share.gpus) == expected
+
+
+def test_no_node_with_room_for_a_replica():
+    with pytest.raises(ClusterError, match=r"has 2 GPUs. Give --replica-gpus"):
+        share_out([{"CPU": 8.0, "GPU": 1.0}], None, 2.0)
+    with pytest.raises(ClusterError, match="offers a CPU"):
+        share_out([{"memory": 1.0}], None, None)
+
+
+# -- addresses ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ray_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Ray that is never asked."""
+
+    class Ray:
+        @staticmethod
+        def is_initialized() -> bool:
+            return False
+
+    monkeypatch.setattr("hneurons.cluster.onray.need", lambda package, extra: Ray)
+
+
+@pytest.mark.parametrize("address", ["nowhere", "host:", ":1", "host:port", "ray://", "http://a/b"])
+@pytest.mark.usefixtures("ray_or_not")
+def test_what_is_no_address(address: str):
+    with pytest.raises(UsageError, match="is no address of a cluster"), connected(address):
+        pass
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:1", "ray://127.0.0.1:1", "no.such.host.invalid:6379", "localhost:99999"]
+)
+@pytest.mark.usefixtures("ray_or_not")
+def test_an_address_where_nothing_answers(address: str):
+    with pytest.raises(ClusterError, match=r"Nothing answers at .*ray start --head"), connected(address):
+        pass
+
+
+def test_without_ray(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'hneurons\[ray\]'"), connected("auto"):
+        pass
+
+
+def test_the_reason_of_a_loss_is_one_line():
+    text = (
+        "The actor died unexpectedly before finishing this task.\n\tclass_name: _Actor\n\tactor_id: 7b\n"
+        "The actor died because its node has died. Node Id: abc\n\tthe actor's node was terminated"
+    )
+    assert reason(RuntimeError(text)) == "The actor died because its node has died. Node Id: abc"
+    assert reason(RuntimeError("Something.")) == "Something"
+    assert reason(RuntimeError()) == "RuntimeError"
