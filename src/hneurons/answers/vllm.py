@@ -72,11 +72,12 @@ class VLLMEngine:
         self._start = start or _start
         self._transcript = Transcript(model)
         self._llm: Any = None
+        self._measuring = False
 
     @property
     def setup(self) -> dict[str, Any]:
-        """vLLM's arguments."""
-        return {"args": {key: value for key, value in self._args.items() if key != "trust_remote_code"}}
+        """vLLM's arguments, without secrets."""
+        return {"args": {key: value for key, value in self._args.items() if key not in UNTOLD}}
 
     @property
     def notes(self) -> list[str]:
@@ -91,8 +92,24 @@ class VLLMEngine:
             MissingExtraError: vLLM isn't installed.
             UsageError: an argument that it doesn't know, or no room for the model.
         """
+        return self._opened(measuring=False)
+
+    @property
+    def measuring(self) -> Any:
+        """vLLM's `LLM`, started so that contributions can be measured in it: eager, every token computed.
+
+        Raises:
+            MissingExtraError: vLLM isn't installed.
+            UsageError: an argument that it doesn't know, or no room for the model.
+        """
+        return self._opened(measuring=True)
+
+    def _opened(self, *, measuring: bool) -> Any:
+        if self._llm is not None and self._measuring != measuring:
+            self.close()  # never two copies of the weights
         if self._llm is None:
-            self._llm = self._start(arguments(self.model, self._args, dial=self.dial))
+            args = {**self._args, **(MEASURING if measuring else {})}
+            self._llm, self._measuring = self._start(arguments(self.model, args, dial=self.dial)), measuring
         return self._llm
 
     def close(self) -> None:
@@ -159,6 +176,14 @@ class VLLMEngine:
         return self._transcript.cut(request, tokens, logprobs, "stop" if made.finish_reason == "stop" else "length")
 
 
+MEASURING = {
+    "enforce_eager": True,
+    "enable_prefix_caching": False,
+    "worker_extension_cls": "hneurons.vllm.worker.Extension",
+}
+"""Arguments of a vLLM whose workers measure contributions: compiled graphs skip hooks, cached prefixes pass them by."""
+UNTOLD = ("trust_remote_code", "hf_token")
+"""Arguments of vLLM that a run doesn't record: said elsewhere, or secret."""
 FIXED = frozenset(
     ("model", "tokenizer", "revision", "tokenizer_revision", "dtype", "logprobs_mode", "generation_config", "runner")
 )

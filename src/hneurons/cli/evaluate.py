@@ -8,7 +8,12 @@ import typer
 
 from hneurons.cli.common import fields_of, judging_of, read_questions
 from hneurons.cli.options import (
+    BaseUrl,
     Empty,
+    EngineArg,
+    EngineKey,
+    EngineName,
+    Features,
     Field,
     Json,
     JudgeCalls,
@@ -20,6 +25,7 @@ from hneurons.cli.options import (
     PromptPrice,
     ReplyPrice,
     RunArgument,
+    ServedModel,
     Spans,
 )
 
@@ -41,13 +47,20 @@ def evaluate(
     judge_calls: JudgeCalls = None,
     prompt_price: PromptPrice = None,
     completion_price: ReplyPrice = None,
+    engine: EngineName = None,
+    features: Features = None,
+    base_url: BaseUrl = None,
+    served_model: ServedModel = None,
+    engine_key_env: EngineKey = None,
+    engine_arg: EngineArg = None,
     as_json: Json = False,
 ) -> None:
     """Score the H-Neurons of RUN on other data sets: `hneurons evaluate RUN --on nq_open bioasq nonexist`."""
     from hneurons.progress import TerminalProgress
     from hneurons.results import Run
     from hneurons.runfolder import dumps
-    from hneurons.studies.evaluate import evaluate_run, recorded_judging
+    from hneurons.studies.engines import engine_args, open_engine, recorded_engines
+    from hneurons.studies.evaluate import evaluate_run, loading_recorded, recorded_judging
     from hneurons.studies.judging import open_tools
 
     progress = TerminalProgress()
@@ -60,8 +73,17 @@ def evaluate(
         judge_key_env, judge_calls, prompt_price, completion_price,
     )  # fmt: skip
     asked = [question for questions in sets for question in questions.questions[:limit]]
-    with open_tools(judging, run / "judge-cache", asked, 1, progress.say) as tools:
-        done = evaluate_run(opened, sets, model, tools=tools, limit=limit, per_class=per_class, progress=progress)
+    chosen = recorded_engines(
+        opened.manifest, engine=engine, features=features, base_url=base_url, served_model=served_model,
+        key_env=engine_key_env, args=engine_args(engine_arg),
+    )  # fmt: skip
+    where, loading = loading_recorded(opened.manifest, model)
+    progress.say(f"Loading {where}")
+    with (
+        open_engine(chosen, where, loading, progress.say) as made,
+        open_tools(judging, run / "judge-cache", asked, 1, progress.say, made.engine, made.extractor) as tools,
+    ):
+        done = evaluate_run(opened, sets, made.model, tools=tools, limit=limit, per_class=per_class, progress=progress)
     if as_json:
         typer.echo(dumps({"run": str(done.path), "report": str(done.report), "rows": done.rows()}))
         return

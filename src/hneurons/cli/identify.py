@@ -7,11 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from hneurons.cli.common import fields_of, judging_of, load, loading_of, read_questions
+from hneurons.cli.common import fields_of, judging_of, loading_of, read_questions
 from hneurons.cli.options import (
+    BaseUrl,
     Device,
     Dtype,
     Empty,
+    EngineArg,
+    EngineKey,
+    EngineName,
+    Features,
     Field,
     Json,
     JudgeCalls,
@@ -26,6 +31,7 @@ from hneurons.cli.options import (
     Questions,
     ReplyPrice,
     Revision,
+    ServedModel,
     Spans,
     Trust,
 )
@@ -70,6 +76,12 @@ def identify(
     revision: Revision = None,
     ffn: Pattern = None,
     trust_remote_code: Trust = False,
+    engine: EngineName = None,
+    features: Features = None,
+    base_url: BaseUrl = None,
+    served_model: ServedModel = None,
+    engine_key_env: EngineKey = None,
+    engine_arg: EngineArg = None,
     as_json: Json = False,
 ) -> None:
     """Find the H-Neurons of MODEL and evaluate them on held-out questions."""
@@ -92,13 +104,17 @@ def identify(
         C=c,
         seed=seed,
     )
+    engines: dict[str, Any] = {
+        "engine": engine or "hf", "features": features, "base_url": base_url, "served_model": served_model,
+        "key_env": engine_key_env, "args": engine_arg,
+    }  # fmt: skip
     loading = loading_of(dtype, device, revision, ffn, trust_remote_code)
     judging = judging_of(
         judge or ("substring" if preset == "reference" else "alias"), spans, judge_model, judge_url, judge_key_env,
         judge_calls, prompt_price, completion_price,
     )  # fmt: skip
     reading = {"fields": fields_of(field), "allow_empty": allow_empty}
-    find(model, questions, out, settings, as_json, loading=loading, judging=judging, reading=reading)
+    find(model, questions, out, settings, as_json, loading=loading, judging=judging, reading=reading, engines=engines)
 
 
 def find(
@@ -112,6 +128,7 @@ def find(
     notes: list[str] | None = None,
     judging: Any = None,
     reading: dict[str, Any] | None = None,
+    engines: dict[str, Any] | None = None,
 ) -> None:
     """Identify as the settings say, and print the outcome; `hneurons demo` does so too."""
     from hneurons.progress import TerminalProgress
@@ -120,16 +137,22 @@ def find(
     progress = TerminalProgress()
     # Look at the questions before the model: a slip in the file shows at once, not after a long load.
     asked = read_questions(questions, progress, limit=settings.limit, seed=settings.seed, **(reading or {}))
-    loaded = load(model, progress, loading or {})
+    progress.say(f"Loading {model}")
+    from hneurons.studies.engines import Engines, engine_args, open_engine
     from hneurons.studies.identify import identify as study
     from hneurons.studies.judging import Judging, open_tools
 
-    with open_tools(
-        judging or Judging(), out / "judge-cache", asked.questions, settings.samples, progress.say
-    ) as tools:
+    named = dict(engines or {})
+    args = engine_args(named.pop("args", None))
+    chosen = Engines(args=args, **named)
+    with (
+        open_engine(chosen, model, loading or {}, progress.say) as opened,
+        open_tools(judging or Judging(), out / "judge-cache", asked.questions, settings.samples, progress.say) as tools,
+    ):
         run = study(
-            loaded, asked, out, settings, judge=tools.judge, finder=tools.finder, notes=notes or [], progress=progress
-        )
+            opened.model, asked, out, settings, engine=opened.engine, extractor=opened.extractor, judge=tools.judge,
+            finder=tools.finder, notes=notes or [], progress=progress,
+        )  # fmt: skip
     if as_json:
         typer.echo(dumps({"run": str(run.path), "report": str(run.report), **run.evaluation["verdict"]}))
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from hneurons.answers.text import span_text, token_offsets
 from hneurons.answers.thinking import left_open
 from hneurons.errors import TooFewExamplesError, UsageError
 from hneurons.models.load import StudyModel, as_study_model
+from hneurons.models.outline import has_weights
 from hneurons.neurons.calibration import LEAST_TO_CALIBRATE, calibrate
 from hneurons.neurons.card import Card
-from hneurons.neurons.cett import Passage
+from hneurons.neurons.cett import Extractor, Passage
 from hneurons.neurons.choose import choose_probe
 from hneurons.neurons.tokens import showcase_rows, token_scores
 from hneurons.progress import Progress, default_progress
@@ -34,7 +35,7 @@ from hneurons.studies.review import Reviewer
 from hneurons.studies.stability import along_path
 from hneurons.studies.suppression import Suppression
 from hneurons.studies.transfer import domain_counts
-from hneurons.types import Example, Label
+from hneurons.types import Example, Label, Region
 
 TEMPLATE_NOTE = (
     "The tokenizer has no chat template: each question was asked as 'Question: ... Answer:', and a response ends with "
@@ -51,13 +52,15 @@ def identify(
     engine: Engine | None = None,
     judge: Judge | None = None,
     finder: SpanFinder | None = None,
+    extractor: Callable[[Sequence[Region]], Extractor] | None = None,
     notes: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Run:
     """Find the H-Neurons of `model`, evaluate them on held-out questions and write the report into `out`.
 
     Args:
-        model: from `load_model`, or a pair of a transformers model and its tokenizer.
+        model: from `load_model`, or a pair of a transformers model and its tokenizer; where another engine holds the
+            weights, from `load_outline`.
         questions: `starter`, the path of a .jsonl, .json or .csv file, or what `load_questions` returned, which is
             taken as it is.
         out: run folder; a run that was begun there with the same settings is continued.
@@ -65,6 +68,7 @@ def identify(
         engine: draws the responses; transformers in this process by default.
         judge: gives verdicts; `AliasJudge` by default.
         finder: marks answers; `RuleSpanFinder` by default.
+        extractor: makes what measures the contributions over some regions; transformers in this process by default.
         notes: sentences for the report.
         progress: bars on a terminal by default.
 
@@ -75,9 +79,14 @@ def identify(
     study = replace(as_study_model(model), thinking=settings.thinking is not None)
     if settings.thinking is None and left_open(study.prompt("Who?")):
         raise UsageError(f"{study.name} always thinks before it answers.", "Give its budget, e.g. --thinking 1000.")
+    if settings.choose == "joint" and not has_weights(study):
+        raise UsageError(
+            "The joint rule for C silences neurons in transformers, where the weights aren't to be loaded.",
+            "Choose C otherwise (no --preset paper), or use --features hf.",
+        )
     if not isinstance(questions, QuestionSet):
         questions = load_questions(questions, limit=settings.limit, seed=settings.seed)
-    tools = Tools(engine, judge or AliasJudge(), finder or RuleSpanFinder())
+    tools = Tools(engine, judge or AliasJudge(), finder or RuleSpanFinder(), extractor)
     with RunFolder(out) as folder:
         data = Collection(folder, study, questions, settings, tools, progress or default_progress())
         data.start([*notes, *([] if study.has_chat_template or study.lead is not None else [TEMPLATE_NOTE])])
@@ -199,7 +208,8 @@ class _Identify:
         review = reviewer.probe()
         shown, _ = data.rows("test")
         risks = card.risk(card.score(data.evaluation("test").features)).tolist()
-        rows = showcase_rows(risks, [str(example.label) for example in shown], 6)
+        # The risk of each token takes a forward pass of its own.
+        rows = [] if not has_weights(self.model) else showcase_rows(risks, [str(example.label) for example in shown], 6)
         evaluation: Json = {
             "format": "hneurons.evaluation/1",
             "verdict": verdict(result),
@@ -222,7 +232,7 @@ class _Identify:
     def _shown(self, card: Card, example: Example, risk: float) -> Json:
         passage: Passage = passage_of(self.model, example)
         before = example.response.thinking_tokens
-        risks = card.risk(token_scores(self.model, card, passage))[before:]
+        risks = card.risk(token_scores(self.data.weights, card, passage))[before:]
         text = example.response.text
         offsets = token_offsets(self.model, example.response.said, text)
         span = example.said_span
