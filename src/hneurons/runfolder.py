@@ -212,11 +212,12 @@ class RunFolder:
         notes: list[str],
         defaults: Json | None = None,
         location: str | None = None,
+        engine: Json | None = None,
     ) -> bool:
         """Write the manifest of a new run, or check that the folder holds the same run; True if resumed.
 
         `defaults` of settings stand in for those that a run of an older version doesn't have. `location` is where the
-        model is, if on this disk; it may move.
+        model is, if on this disk, and `engine` how the engine outside of transformers was set up; both may change.
 
         Raises:
             RunMismatchError: the folder holds a run with other settings, model or data; nothing is changed.
@@ -225,8 +226,9 @@ class RunFolder:
         if (self / "run.json").exists():
             self.load()
             self._check_same(identity, defaults or {})
-            if self.manifest.get("location") != location:
-                self.manifest["location"] = location
+            changed = {"location": location, **({"engine": engine} if engine is not None else {})}
+            if {key: self.manifest.get(key) for key in changed} != changed:
+                self.manifest |= changed
                 self.save()
             return True
         # An LLM judge is tried before the run begins.
@@ -242,6 +244,7 @@ class RunFolder:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             **identity,
             "location": location,
+            **({"engine": engine} if engine is not None else {}),
             "settings_hash": hash_json(identity),
             "stages": {},
             "counts": {},
@@ -308,6 +311,13 @@ class RunFolder:
         """Merge `counts` into the manifest's."""
         self.manifest["counts"].update(counts)
         self.save()
+
+    def note(self, *sentences: str) -> None:
+        """Add those of these sentences to the manifest's notes that aren't there."""
+        new = [sentence for sentence in sentences if sentence not in self.manifest["notes"]]
+        if new:
+            self.manifest["notes"] += new
+            self.save()
 
     def journal(self, name: str) -> Journal:
         """The journal of that file name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,12 +62,47 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class OtherEngine(Protocol):
+    """An engine outside of transformers, as a run records it."""
+
+    @property
+    def name(self) -> str:
+        """By which runs tell engines apart: one that began with another isn't continued."""
+        ...
+
+    @property
+    def setup(self) -> dict[str, Any]:
+        """How it was set up, without secrets; may change when a run is continued."""
+        ...
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about its responses that a reader of the run should know."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the weights and connections it holds; it takes them up again when it is asked to sample."""
+        ...
+
+
 def uniforms(sampling: Sampling, request: Request) -> NDArray[np.float64]:
     """The random numbers of one response, one a token: (steps,).
 
     They depend on the seed, the question's id and the sample number alone, not on the batch the request is in, nor on
     alpha: the same question at two alphas is drawn with the same numbers.
     """
-    key = hashlib.sha256(f"{sampling.seed}/{request.question.id}/{request.sample}".encode()).digest()
-    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little")))
+    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(_key(sampling, request)[:16], "little")))
     return generator.random(sampling.steps)
+
+
+def seed_of(sampling: Sampling, request: Request) -> int:
+    """The seed of one response for engines that draw by themselves; depends on what `uniforms` depends on.
+
+    31 bits: what every server takes.
+    """
+    return int.from_bytes(_key(sampling, request)[:4], "little") >> 1
+
+
+def _key(sampling: Sampling, request: Request) -> bytes:
+    return hashlib.sha256(f"{sampling.seed}/{request.question.id}/{request.sample}".encode()).digest()

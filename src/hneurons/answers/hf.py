@@ -21,8 +21,8 @@ from hneurons.answers.decoding import close_thinking, draw, part_rows
 from hneurons.answers.engine import Request, Sampling, uniforms
 from hneurons.answers.kvcache import aligned, allows_gaps, fork, is_recurrent, merged, new_cache, padded
 from hneurons.answers.prefill import Prefilled, Prompt, forward, prefill
-from hneurons.answers.text import decode, pieces
-from hneurons.answers.thinking import MARKS, Budget, Marks, left_open, thinking_tokens
+from hneurons.answers.thinking import MARKS, Budget
+from hneurons.answers.transcript import Transcript
 from hneurons.errors import NumericError, UnsupportedModelError, UsageError
 from hneurons.models.load import StudyModel
 from hneurons.parallel import ordered, workers
@@ -59,11 +59,8 @@ class HFEngine:
         self.on_rows = on_rows
         self.prompts_a_batch = prompts_a_batch or usual_batch(model.device)
         self.max_rows = max_rows
-        self._prompts: dict[str | tuple[str, ...], tuple[int, ...]] = {}
+        self._transcript = Transcript(model)
         self._prefilled: dict[Prompt, Prefilled] = {}
-        self._pieces: dict[int, str] = {}
-        self._raw_pieces: dict[int, str] = {}
-        self._opened: dict[str | tuple[str, ...], Marks | None] = {}
         cache = new_cache(model.model.config)
         self._recurrent, self._merges = is_recurrent(cache), allows_gaps(model.model.config, cache)
         self._checked = False
@@ -92,11 +89,7 @@ class HFEngine:
 
     def prepare(self, requests: Sequence[Request]) -> list[Prompt]:
         """The prompt of each request, prefilled; together with what the last call prefilled if that covers them all."""
-        for request in requests:
-            if request.said not in self._prompts:
-                self._prompts[request.said] = tuple(self.model.prompt_ids(request.said))
-                self._opened[request.said] = left_open(self.model.prompt(request.said))
-        prompts: list[Prompt] = [(request.alpha, self._prompts[request.said]) for request in requests]
+        prompts: list[Prompt] = [(request.alpha, self._transcript.prompt(request)) for request in requests]
         if self._recurrent and prompts and not self._checked:
             self._check_state(prompts[0][1])
         if any(prompt not in self._prefilled for prompt in prompts):
@@ -170,7 +163,7 @@ class HFEngine:
         place, cache, mask, logits = self._start(list(dict.fromkeys(prompts)))
         random = torch.from_numpy(np.stack([uniforms(sampling, request) for request in requests]))
         budgets = self._budgets(requests, sampling)
-        ends = set(self.model.end_ids)
+        transcript, ends = self._transcript, self._transcript.ends
         tokens: list[list[int]] = [[] for _ in requests]
         logprobs: list[list[float]] = [[] for _ in requests]
         reasons = ["length"] * len(requests)
@@ -188,8 +181,7 @@ class HFEngine:
             drawn = chosen.tolist()
             running: list[bool] = []
             for request, token, value in zip(alive, drawn, logprob.tolist(), strict=True):
-                if not self.model.has_chat_template and "\n" in self._piece(token):
-                    # A base model goes on with the next question: its answer ends with the line.
+                if transcript.ends_line(token):
                     reasons[request] = "stop"
                     running.append(False)
                     continue
@@ -198,7 +190,7 @@ class HFEngine:
                 if token in ends:
                     reasons[request] = "stop"
                 elif budgets:
-                    budgets[request].add(self._raw_piece(token))
+                    budgets[request].add(transcript.raw_piece(token))
                 running.append(
                     token not in ends and not (budgets and budgets[request].is_full(sampling.max_new_tokens))
                 )
@@ -215,7 +207,7 @@ class HFEngine:
                 self.turn(turned)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
             logits = forward(self.model, fed, mask, mask.sum(-1, keepdim=True) - 1, cache)
-        return [self._response(request, tokens[i], logprobs[i], reasons[i], ends) for i, request in enumerate(requests)]
+        return [transcript.response(request, tokens[i], logprobs[i], reasons[i]) for i, request in enumerate(requests)]
 
     def _start(self, prompts: list[Prompt]) -> tuple[dict[Prompt, int], DynamicCache, Tensor, Tensor]:
         """The row of each prompt, and cache, mask and logits of those rows, from wherever they were prefilled."""
@@ -235,33 +227,8 @@ class HFEngine:
         mask = aligned([made.mask[rows] for made, rows in picks])
         return place, merged([(made.cache, rows) for made, rows in picks], mask.shape[1]), mask, logits
 
-    def _piece(self, token: int) -> str:
-        if token not in self._pieces:
-            self._pieces[token] = decode(self.model, [token])
-        return self._pieces[token]
-
-    def _raw_piece(self, token: int) -> str:
-        if token not in self._raw_pieces:
-            self._raw_pieces[token] = pieces(self.model, [token])[0]
-        return self._raw_pieces[token]
-
     def _budgets(self, requests: Sequence[Request], sampling: Sampling) -> list[Budget]:
         if not sampling.thinking:
             return []
         force = {marks: self.model.tokenizer.encode(marks.force, add_special_tokens=False) for marks in MARKS}
-        return [Budget(sampling.thinking, force, self._opened[request.said]) for request in requests]
-
-    def _response(
-        self, request: Request, tokens: list[int], logprobs: list[float], reason: str, ends: set[int]
-    ) -> Response:
-        spoken = [token for token in tokens if token not in ends]
-        opened = self._opened[request.said] is not None
-        count = thinking_tokens([self._raw_piece(token) for token in spoken], opened)
-        text, thought = decode(self.model, spoken[count:]), decode(self.model, spoken[:count])
-        if count and count == len(spoken):
-            count = len(tokens)  # nothing was said: the end of the turn too is no part of a response
-        rounded = tuple(round(value, 6) for value in logprobs)
-        return Response(
-            request.question.id, request.sample, text, tuple(tokens), rounded, reason,
-            thinking=thought, thinking_tokens=count,
-        )  # fmt: skip
+        return [Budget(sampling.thinking, force, self._transcript.opened(request)) for request in requests]

@@ -11,14 +11,15 @@ import re
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from hneurons.answers.endpoint import Chat, Completion, Endpoint, Usage
+from hneurons.answers.chat import Chat, Completion, Usage
+from hneurons.answers.connection import each
+from hneurons.answers.endpoint import Endpoint
 from hneurons.answers.replies import ReplyCache
 from hneurons.answers.thinking import thinking_length
 from hneurons.errors import JudgeError
@@ -177,17 +178,7 @@ class LLMClient:
 
         The first error ends it: what is under way is finished, the rest is not begun.
         """
-        unique = list(dict.fromkeys(items))
-        pool = ThreadPoolExecutor(self.where.concurrency, "judge")
-        try:
-            futures = {item: pool.submit(function, item) for item in unique}
-            done, _ = wait(futures.values(), return_when=FIRST_EXCEPTION)
-        finally:
-            pool.shutdown(cancel_futures=True)
-        for future in futures.values():
-            if future in done:
-                future.result()
-        return [futures[item].result() for item in items]
+        return each(function, items, self.where.concurrency)
 
     def estimate(self, asks: Sequence[Ask], *, probe: int = 0) -> Estimate:
         """What asking all of these takes, from the replies in the cache.

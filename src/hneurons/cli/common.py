@@ -64,7 +64,9 @@ def load(model: str, progress: Any, loading: dict[str, Any]) -> Any:
     return load_model(model, say=progress.say, **loading)
 
 
-def clustered(address: str | None, replicas: int | None, gpus: float | None) -> dict[str, Any] | None:
+def clustered(
+    address: str | None, replicas: int | None, gpus: float | None, engine: str | None = None
+) -> dict[str, Any] | None:
     """Options of `open_cluster` as the commands take them; None to work on this machine alone."""
     from hneurons.errors import UsageError
 
@@ -72,6 +74,8 @@ def clustered(address: str | None, replicas: int | None, gpus: float | None) -> 
         raise UsageError("Replicas belong to a cluster.", "Add --cluster local, or the address of one.")
     if address is None:
         return None
+    if engine not in (None, "hf"):
+        raise UsageError(f"The replicas of a cluster run transformers, not {engine}.", "Use --engine hf there.")
     from hneurons.cluster.onray import check_address
 
     check_address(address)  # before the long load of a model

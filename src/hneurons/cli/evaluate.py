@@ -8,8 +8,13 @@ import typer
 
 from hneurons.cli.common import clustered, fields_of, judging_of, opened, read_questions
 from hneurons.cli.options import (
+    BaseUrl,
     ClusterAddress,
     Empty,
+    EngineArg,
+    EngineKey,
+    EngineName,
+    Features,
     Field,
     Json,
     JudgeCalls,
@@ -23,6 +28,7 @@ from hneurons.cli.options import (
     Replicas,
     ReplyPrice,
     RunArgument,
+    ServedModel,
     Spans,
 )
 
@@ -47,17 +53,29 @@ def evaluate(
     cluster: ClusterAddress = None,
     replicas: Replicas = None,
     replica_gpus: ReplicaGpus = None,
+    engine: EngineName = None,
+    features: Features = None,
+    base_url: BaseUrl = None,
+    served_model: ServedModel = None,
+    engine_key_env: EngineKey = None,
+    engine_arg: EngineArg = None,
     as_json: Json = False,
 ) -> None:
     """Score the H-Neurons of RUN on other data sets: `hneurons evaluate RUN --on nq_open bioasq nonexist`."""
     from hneurons.progress import TerminalProgress
     from hneurons.results import Run
     from hneurons.runfolder import dumps
-    from hneurons.studies.evaluate import evaluate_run, open_study, recorded_judging
+    from hneurons.studies.engines import engine_args, open_engine, recorded_engines
+    from hneurons.studies.evaluate import evaluate_run, loading_recorded, recorded_judging
     from hneurons.studies.judging import open_tools
 
     progress = TerminalProgress()
-    evaluated, over = Run(run), clustered(cluster, replicas, replica_gpus)
+    evaluated = Run(run)
+    chosen = recorded_engines(
+        evaluated.manifest, engine=engine, features=features, base_url=base_url, served_model=served_model,
+        key_env=engine_key_env, args=engine_args(engine_arg),
+    )  # fmt: skip
+    over = clustered(cluster, replicas, replica_gpus, chosen.engine)
     fields = fields_of(field)
     sets = [read_questions(name, progress, fields=fields, allow_empty=allow_empty) for name in [*on, *(more or [])]]
     usual = recorded_judging(evaluated.manifest)
@@ -66,13 +84,17 @@ def evaluate(
         judge_key_env, judge_calls, prompt_price, completion_price,
     )  # fmt: skip
     asked = [question for questions in sets for question in questions.questions[:limit]]
-    with open_tools(judging, run / "judge-cache", asked, 1, progress.say) as tools:
-        study = open_study(evaluated.manifest, model, progress) if over else model
-        with opened(over, study, progress) as there:
-            tools = there.tools(tools) if there else tools
-            done = evaluate_run(
-                evaluated, sets, study, tools=tools, limit=limit, per_class=per_class, progress=progress
-            )
+    where, loading = loading_recorded(evaluated.manifest, model)
+    progress.say(f"Loading {where}")
+    with (
+        open_engine(chosen, where, loading, progress.say) as made,
+        open_tools(judging, run / "judge-cache", asked, 1, progress.say, made.engine, made.extractor) as tools,
+        opened(over, made.model, progress, loading) as there,
+    ):
+        done = evaluate_run(
+            evaluated, sets, made.model, tools=there.tools(tools) if there else tools, limit=limit,
+            per_class=per_class, progress=progress,
+        )  # fmt: skip
     if as_json:
         typer.echo(dumps({"run": str(done.path), "report": str(done.report), "rows": done.rows()}))
         return

@@ -7,12 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from hneurons.cli.common import clustered, fields_of, judging_of, load, loading_of, opened, read_questions
+from hneurons.cli.common import clustered, fields_of, judging_of, loading_of, opened, read_questions
 from hneurons.cli.options import (
+    BaseUrl,
     ClusterAddress,
     Device,
     Dtype,
     Empty,
+    EngineArg,
+    EngineKey,
+    EngineName,
+    Features,
     Field,
     Json,
     JudgeCalls,
@@ -29,6 +34,7 @@ from hneurons.cli.options import (
     Replicas,
     ReplyPrice,
     Revision,
+    ServedModel,
     Spans,
     Trust,
 )
@@ -76,6 +82,12 @@ def identify(
     cluster: ClusterAddress = None,
     replicas: Replicas = None,
     replica_gpus: ReplicaGpus = None,
+    engine: EngineName = None,
+    features: Features = None,
+    base_url: BaseUrl = None,
+    served_model: ServedModel = None,
+    engine_key_env: EngineKey = None,
+    engine_arg: EngineArg = None,
     as_json: Json = False,
 ) -> None:
     """Find the H-Neurons of MODEL and evaluate them on held-out questions."""
@@ -98,14 +110,21 @@ def identify(
         C=c,
         seed=seed,
     )
-    over = clustered(cluster, replicas, replica_gpus)
+    over = clustered(cluster, replicas, replica_gpus, engine)
+    engines: dict[str, Any] = {
+        "engine": engine or "hf", "features": features, "base_url": base_url, "served_model": served_model,
+        "key_env": engine_key_env, "args": engine_arg,
+    }  # fmt: skip
     loading = loading_of(dtype, device, revision, ffn, trust_remote_code)
     judging = judging_of(
         judge or ("substring" if preset == "reference" else "alias"), spans, judge_model, judge_url, judge_key_env,
         judge_calls, prompt_price, completion_price,
     )  # fmt: skip
     reading = {"fields": fields_of(field), "allow_empty": allow_empty}
-    find(model, questions, out, settings, as_json, loading=loading, judging=judging, reading=reading, cluster=over)
+    find(
+        model, questions, out, settings, as_json, loading=loading, judging=judging, reading=reading, engines=engines,
+        cluster=over,
+    )  # fmt: skip
 
 
 def find(
@@ -120,6 +139,7 @@ def find(
     judging: Any = None,
     reading: dict[str, Any] | None = None,
     cluster: dict[str, Any] | None = None,
+    engines: dict[str, Any] | None = None,
 ) -> None:
     """Identify as the settings say, and print the outcome; `hneurons demo` does so too."""
     from hneurons.progress import TerminalProgress
@@ -128,14 +148,21 @@ def find(
     progress = TerminalProgress()
     # Look at the questions before the model: a slip in the file shows at once, not after a long load.
     asked = read_questions(questions, progress, limit=settings.limit, seed=settings.seed, **(reading or {}))
-    loaded = load(model, progress, loading or {})
+    progress.say(f"Loading {model}")
+    from hneurons.studies.engines import Engines, engine_args, open_engine
     from hneurons.studies.identify import identify as study
     from hneurons.studies.judging import Judging, open_tools
 
-    judges = open_tools(judging or Judging(), out / "judge-cache", asked.questions, settings.samples, progress.say)
-    with judges as tools, opened(cluster, loaded, progress, loading) as over:
+    named = dict(engines or {})
+    args = engine_args(named.pop("args", None))
+    judging, asks = judging or Judging(), (asked.questions, settings.samples, progress.say)
+    with (
+        open_engine(Engines(args=args, **named), model, loading or {}, progress.say) as made,
+        open_tools(judging, out / "judge-cache", *asks, made.engine, made.extractor) as tools,
+        opened(cluster, made.model, progress, loading) as over,
+    ):
         tools = over.tools(tools) if over else tools
-        run = study(loaded, asked, out, settings, tools=tools, notes=notes or [], progress=progress)
+        run = study(made.model, asked, out, settings, tools=tools, notes=notes or [], progress=progress)
     if as_json:
         typer.echo(dumps({"run": str(run.path), "report": str(run.report), **run.evaluation["verdict"]}))
         return

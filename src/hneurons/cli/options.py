@@ -38,6 +38,23 @@ JudgeKey = Annotated[str | None, typer.Option("--judge-key-env", help="Variable 
 JudgeCalls = Annotated[int | None, typer.Option(min=1, help="Stop after so many requests to the judge.")]
 PromptPrice = Annotated[float | None, typer.Option(min=0, help="Price of a million prompt tokens, for the estimate.")]
 ReplyPrice = Annotated[float | None, typer.Option(min=0, help="Price of a million completion tokens.")]
+EngineName = Annotated[
+    str | None, typer.Option("--engine", help="Who samples: hf, vllm (in this process), or openai (a server). [hf]")
+]
+Features = Annotated[
+    str | None, typer.Option("--features", help="Where neurons are measured, if vLLM samples: hf or vllm. [hf]")
+]
+BaseUrl = Annotated[str | None, typer.Option(help="Of the server, e.g. http://localhost:8000/v1.")]
+ServedModel = Annotated[str | None, typer.Option(help="The model's name on the server. [its own, or the only one]")]
+EngineKey = Annotated[str | None, typer.Option("--engine-key-env", help="Variable with the server's API key.")]
+EngineArg = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine-arg",
+        metavar="KEY=VALUE",
+        help="For vLLM, e.g. tensor_parallel_size=4; for a server, e.g. concurrency=128; repeatable.",
+    ),
+]
 ModelPlace = Annotated[str | None, typer.Option("--model", help="Where the run's model is. [where it was]")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 Shots = Annotated[

@@ -17,7 +17,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
@@ -26,10 +25,10 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from hneurons.errors import DamagedModelError, HNeuronsError, UnsupportedModelError
 from hneurons.layout import Layout
-from hneurons.models.classes import auto_class
 from hneurons.models.demo import Say
 from hneurons.models.ffn import find_ffns, layout_of
 from hneurons.models.load import explain, locate
+from hneurons.models.outline import empty
 from hneurons.models.parts import FFN
 from hneurons.models.quiet import quiet_transformers
 
@@ -200,14 +199,12 @@ def open_checkpoint(
             folder = _fetched(where, revision) if source == "hub" else Path(where)
             options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
             config = AutoConfig.from_pretrained(folder, **options)
-            with torch.device("meta"):
-                network = auto_class(name, config).from_config(config, **options)
+            network = empty(name, config, **options)
     except HNeuronsError:
         raise
     except Exception as error:
         # Configs and model classes raise whatever a wrong value leads them to.
         raise explain(name, source, error) from error
-    network.eval()
     return Checkpoint(name, source, folder, revision, network, _files(name, folder), find_ffns(network, ffn))
 
 

@@ -214,7 +214,7 @@ def load_model(
         with quiet_transformers():
             config = AutoConfig.from_pretrained(folder, **options)
             network, info = auto_class(name, config).from_pretrained(
-                folder, dtype=_dtype(dtype, device), output_loading_info=True, **_placement(device), **options
+                folder, dtype=choose_dtype(dtype, device), output_loading_info=True, **_placement(device), **options
             )
             if missing := sorted(info["missing_keys"]):
                 raise DamagedModelError(
@@ -232,8 +232,13 @@ def load_model(
     network.eval()
     network.requires_grad_(False)
     commit = getattr(config, "_commit_hash", None) or revision
-    where = str(Path(model).expanduser().resolve()) if source in ("folder", "gguf") else None
+    where = place_of(model, source)
     return StudyModel(name, source, network, tokenizer, commit, find_ffns(network, ffn), location=where)
+
+
+def place_of(model: str | Path, source: str) -> str | None:
+    """Where a folder or a .gguf file is, as an absolute path; None for a model that has a name of its own."""
+    return str(Path(model).expanduser().resolve()) if source in ("folder", "gguf") else None
 
 
 def locate(model: str, say: Say) -> tuple[str, str, str]:
@@ -292,7 +297,12 @@ def _placement(device: str) -> dict[str, Any]:
     return {"device_map": "auto", "offload_folder": str(folder)}
 
 
-def _dtype(dtype: str, device: str) -> Any:
+def choose_dtype(dtype: str, device: str) -> Any:
+    """The type of the weights for what was asked for: of torch, or `auto`, which is the checkpoint's own.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
     if dtype == "auto":
         return torch.float32 if device == "cpu" else "auto"
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from hneurons.answers.consistency import Rule, right_verdict, sample_questions
-from hneurons.answers.engine import Engine, Sampling
+from hneurons.answers.engine import Engine, OtherEngine, Sampling
 from hneurons.answers.judge import AliasJudge, Judge
 from hneurons.answers.spans import RuleSpanFinder, SpanFinder
 from hneurons.errors import UnsupportedModelError
 from hneurons.models.load import StudyModel
+from hneurons.models.outline import Outline, has_weights
 from hneurons.neurons.blockstore import BlockStore, feature_store
 from hneurons.neurons.cett import Extractor, PooledExtractor, batches
 from hneurons.neurons.choose import TrainingData
@@ -37,6 +38,13 @@ from hneurons.studies.records import example_from_json, passage_of, response_fro
 from hneurons.studies.tables import EvaluationData
 from hneurons.types import REGIONS, Example, Label, Question, Region, Response, to_json
 
+HF = "hf"
+"""The name of the engine in transformers."""
+WITHOUT_WEIGHTS = (
+    "The model's weights were held by another engine alone: hidden states and entropies (with the peers that read "
+    "them) and the risk of single tokens are left out."
+)
+
 
 @dataclass(frozen=True)
 class Tools:
@@ -50,6 +58,13 @@ class Tools:
     """Makes what measures the contributions over those regions; transformers in this process by default."""
     ahead: int = 1
     """Chunks of questions that the engine samples at a time; they are judged one by one."""
+
+    @property
+    def engine_name(self) -> str:
+        """How a run records its engine."""
+        if isinstance(self.engine, OtherEngine):
+            return self.engine.name
+        return HF if self.engine is None else type(self.engine).__name__
 
 
 class Collection:
@@ -92,13 +107,18 @@ class Collection:
             **self.settings.model_dump(),
             "judge": self.tools.judge.name,
             "span_finder": self.tools.finder.name,
+            "engine": self.tools.engine_name,
             **recorded,
         }
+        if not has_weights(self.model):
+            notes = [*notes, WITHOUT_WEIGHTS]
+            self.progress.say(WITHOUT_WEIGHTS)
+        engine = self.tools.engine
         data = {self.questions.name: {"sha256": self.questions.sha256, "questions": len(self.questions.questions)}}
-        defaults = IdentifySettings().model_dump()
+        defaults = {**IdentifySettings().model_dump(), "engine": HF}
         self.folder.start(
             model=self.model.describe(), settings=settings, data=data, notes=notes, defaults=defaults,
-            location=self.model.location,
+            location=self.model.location, engine=engine.setup if isinstance(engine, OtherEngine) else None,
         )  # fmt: skip
 
     def run(self, stages: Sequence[Callable[[], None]]) -> None:
@@ -115,7 +135,25 @@ class Collection:
             return self.tools.engine
         from hneurons.answers.hf import HFEngine
 
-        return HFEngine(self.model)
+        return HFEngine(self.weights)
+
+    @property
+    def weights(self) -> StudyModel:
+        """The model with its weights in this process. An outline's are loaded now, in place of the engine's.
+
+        Raises:
+            UsageError: they are not to be loaded.
+        """
+        if not isinstance(self.model, Outline):
+            return self.model
+        if isinstance(self.tools.engine, OtherEngine):
+            self.tools.engine.close()
+        return self.model.whole
+
+    def extractor(self, regions: Sequence[Region]) -> Extractor:
+        """What measures contributions: the one given, or transformers in this process."""
+        make = self.tools.extractor
+        return make(regions) if make else PooledExtractor(self.weights, regions)
 
     # -- stages -----------------------------------------------------------------------------------
 
@@ -148,6 +186,8 @@ class Collection:
                     fresh = fresh_of(number, full)
                     new = [r for r in fresh if (r.question_id, r.sample) not in known]
                     journal.append({**to_json(r), "mean_logprob": round(r.mean_logprob, 6)} for r in new)
+                    if isinstance(self.tools.engine, OtherEngine):
+                        self.folder.note(*self.tools.engine.notes)
                     chunks.append([{"chunk": number, "responses": len(fresh)}])
                     written += len(new)
                 counts.update(self._labels(part, fresh))
@@ -209,25 +249,26 @@ class Collection:
         examples, store = self.kept, self.store
         passages = [passage_of(self.model, example) for example in examples]
         written = store.written()
-        make = self.tools.extractor
-        extractor: Extractor = make(store.regions) if make else PooledExtractor(self.model, store.regions)
         plan = batches([len(passage.ids) for passage in passages], self.settings.batch_tokens)
         with self.progress.bar("Measuring contributions", len(examples)) as tick:
             left = [rows for rows in plan if not written.issuperset(rows)]
             tick(len(examples) - sum(len(rows) for rows in left))
             groups = [[passages[row] for row in rows] for rows in left]
-            for rows, found in zip(left, extractor.many(groups), strict=True):
+            measured = self.extractor(store.regions).many(groups) if left else ()
+            for rows, found in zip(left, measured, strict=True):
                 store.write(rows, found)
                 tick(len(rows))
 
     def read_out(self) -> None:
         """readout/: hidden states, log-probabilities and entropies, for the peers of the H-Neurons."""
+        if not has_weights(self.model):
+            return
         passages = [passage_of(self.model, example) for example in self.kept]
         folder = self.folder / "readout"
         folder.mkdir(exist_ok=True)
         with self.progress.bar("Reading hidden states", len(passages)) as tick:
             try:
-                found = read_out(self.model, passages, self.settings.batch_tokens, tick)
+                found = read_out(self.weights, passages, self.settings.batch_tokens, tick)
             except UnsupportedModelError as error:
                 self.progress.say(f"Without hidden states and entropies: {error.problem}")
                 return

@@ -17,6 +17,7 @@ from hneurons.answers.judge import JUDGES
 from hneurons.answers.normalise import normalise
 from hneurons.errors import HNeuronsError, RunError, TooFewExamplesError, UsageError
 from hneurons.models.load import StudyModel, as_study_model
+from hneurons.models.outline import Outline
 from hneurons.neurons.card import Card
 from hneurons.neurons.choose import TrainingData
 from hneurons.progress import Progress, default_progress
@@ -84,11 +85,18 @@ def evaluate_run(
         known = tuple(map(question_from_json, rows))
         own = Collection(folder, study, QuestionSet("own", known), settings, tools, progress)
         reviewer = Reviewer(own, card)
-        failed: list[HNeuronsError] = []
+        changed = {"samples": 1, "agreement": None, "per_class": per_class, "limit": limit}
+        parts: list[tuple[QuestionSet, _Evaluation, int]] = []
         for questions in sets:
             fresh, seen = asked.leave_out(questions, limit)
-            changed = {"samples": 1, "agreement": None, "per_class": per_class, "limit": limit}
             part = _Evaluation(run, study, fresh, settings.model_copy(update=changed), tools, progress)
+            parts.append((questions, part, seen))
+        if isinstance(study, Outline):
+            # Everything is sampled before the engine makes room for the weights in transformers.
+            for _, part, _ in parts:
+                part.sample()
+        failed: list[HNeuronsError] = []
+        for questions, part, seen in parts:
             try:
                 result = part.run(reviewer)
             except TooFewExamplesError as error:
@@ -99,9 +107,9 @@ def evaluate_run(
             if outside := warning(result["outside_domains"]):
                 progress.say(f"{questions.name}: {outside}")
             write_json(folder / "evaluation.json", evaluation)
-        parts = _parts(run, own)
-        if len(parts) > 1:
-            evaluation["transfer_between_sets"] = reviewer.transfer(parts)
+        trained = _parts(run, own)
+        if len(trained) > 1:
+            evaluation["transfer_between_sets"] = reviewer.transfer(trained)
             write_json(folder / "evaluation.json", evaluation)
     from hneurons.report.page import write_report
 
@@ -154,13 +162,25 @@ def load_model_of(
     """
     from hneurons.models.load import load_model
 
+    where, loading = loading_recorded(manifest, at, device=device, dtype=dtype)
+    progress.say(f"Loading {where}")
+    return load_model(where, say=progress.say, **loading)
+
+
+def loading_recorded(
+    manifest: Json, at: str | None = None, *, device: str = "auto", dtype: str | None = None
+) -> tuple[str, dict[str, Any]]:
+    """Where the model that a run recorded is, and the options of `load_model`; arguments as for `load_model_of`.
+
+    Raises:
+        UsageError: it was an object in memory, or has gone from where it was.
+    """
     model, where = manifest["model"], at or manifest.get("location") or manifest["model"]["id"]
     if model["source"] == "object" and at is None:
         raise UsageError(f"The run's model {model['id']!r} was given as an object.", "Pass it as `model` in Python.")
     if at is None and model["source"] in ("folder", "gguf") and not Path(where).exists():
         raise UsageError(f"The run's model isn't at {where} any more.", "Say where it is with --model.")
-    progress.say(f"Loading {where}")
-    return load_model(where, dtype=dtype or model["dtype"], device=device, revision=model["revision"], say=progress.say)
+    return str(where), {"dtype": dtype or model["dtype"], "device": device, "revision": model["revision"]}
 
 
 def recorded_judging(manifest: Json) -> Judging:
@@ -243,7 +263,14 @@ class _Evaluation:
         self.folder = RunFolder(run.path / "on" / folder_name(questions.name))
         self.data = Collection(self.folder, model, questions, settings, tools, progress, held_out=True)
 
+    def sample(self) -> None:
+        """The first stage alone."""
+        with self.folder:
+            self.data.start([], purpose="evaluation")
+            self.data.run([self.data.sample])
+
     def run(self, reviewer: Reviewer) -> Json:
+        """All stages, and the object of evaluation.json."""
         data = self.data
         with self.folder:
             data.start([], purpose="evaluation")

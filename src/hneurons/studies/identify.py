@@ -14,6 +14,7 @@ from hneurons.answers.text import span_text, token_offsets
 from hneurons.answers.thinking import left_open
 from hneurons.errors import TooFewExamplesError, UsageError
 from hneurons.models.load import StudyModel, as_study_model
+from hneurons.models.outline import has_weights
 from hneurons.neurons.calibration import LEAST_TO_CALIBRATE, calibrate
 from hneurons.neurons.card import Card
 from hneurons.neurons.cett import Passage
@@ -58,7 +59,8 @@ def identify(
     """Find the H-Neurons of `model`, evaluate them on held-out questions and write the report into `out`.
 
     Args:
-        model: from `load_model`, or a pair of a transformers model and its tokenizer.
+        model: from `load_model`, or a pair of a transformers model and its tokenizer; where another engine holds the
+            weights, from `load_outline`.
         questions: `starter`, the path of a .jsonl, .json or .csv file, or what `load_questions` returned, which is
             taken as it is.
         out: run folder; a run that was begun there with the same settings is continued.
@@ -66,7 +68,7 @@ def identify(
         engine: draws the responses; transformers in this process by default.
         judge: gives verdicts; `AliasJudge` by default.
         finder: marks answers; `RuleSpanFinder` by default.
-        tools: all of these in one, as a cluster gives them.
+        tools: all of these in one, and what measures contributions, as another engine or a cluster gives them.
         notes: sentences for the report.
         progress: bars on a terminal by default.
 
@@ -77,6 +79,11 @@ def identify(
     study = replace(as_study_model(model), thinking=settings.thinking is not None)
     if settings.thinking is None and left_open(study.prompt("Who?")):
         raise UsageError(f"{study.name} always thinks before it answers.", "Give its budget, e.g. --thinking 1000.")
+    if settings.choose == "joint" and not has_weights(study):
+        raise UsageError(
+            "The joint rule for C silences neurons in transformers, where the weights aren't to be loaded.",
+            "Choose C otherwise (no --preset paper), or use --features hf.",
+        )
     if not isinstance(questions, QuestionSet):
         questions = load_questions(questions, limit=settings.limit, seed=settings.seed)
     tools = tools or Tools(engine, judge or AliasJudge(), finder or RuleSpanFinder())
@@ -201,7 +208,8 @@ class _Identify:
         review = reviewer.probe()
         shown, _ = data.rows("test")
         risks = card.risk(card.score(data.evaluation("test").features)).tolist()
-        rows = showcase_rows(risks, [str(example.label) for example in shown], 6)
+        # The risk of each token takes a forward pass of its own.
+        rows = [] if not has_weights(self.model) else showcase_rows(risks, [str(example.label) for example in shown], 6)
         evaluation: Json = {
             "format": "hneurons.evaluation/1",
             "verdict": verdict(result),
@@ -224,7 +232,7 @@ class _Identify:
     def _shown(self, card: Card, example: Example, risk: float) -> Json:
         passage: Passage = passage_of(self.model, example)
         before = example.response.thinking_tokens
-        risks = card.risk(token_scores(self.model, card, passage))[before:]
+        risks = card.risk(token_scores(self.data.weights, card, passage))[before:]
         text = example.response.text
         offsets = token_offsets(self.model, example.response.said, text)
         span = example.said_span

@@ -14,10 +14,11 @@ from hneurons.answers.engine import Engine
 from hneurons.answers.judge import JUDGES, AliasJudge, Judge
 from hneurons.answers.spans import RuleSpanFinder, SpanFinder
 from hneurons.errors import UsageError
+from hneurons.neurons.cett import Extractor
 from hneurons.runfolder import write_json
 from hneurons.studies.collect import Collection, Tools
 from hneurons.studies.records import response_from_json
-from hneurons.types import Question, Span, Verdict
+from hneurons.types import Question, Region, Span, Verdict
 
 LLM = "llm"
 FINDERS = ("rule", LLM)
@@ -58,6 +59,7 @@ def open_tools(
     samples: int,
     say: Callable[[str], None],
     engine: Engine | None = None,
+    extractor: Callable[[Sequence[Region]], Extractor] | None = None,
 ) -> Generator[Tools]:
     """Judge and span finder, closed at the end. What asking will cost is said first, what was asked at the end.
 
@@ -68,13 +70,14 @@ def open_tools(
         samples: responses a question at most.
         say: gets the sentences.
         engine: draws the responses.
+        extractor: makes what measures the contributions.
 
     Raises:
         JudgeError: there is no key, or the endpoint doesn't answer.
         MissingExtraError: `openai` isn't installed.
     """
     if not chosen.asks:
-        yield Tools(engine, JUDGES[chosen.judge](), RuleSpanFinder())
+        yield Tools(engine, JUDGES[chosen.judge](), RuleSpanFinder(), extractor)
         return
     from hneurons.answers.endpoint import endpoint
     from hneurons.answers.llm import LLMClient
@@ -101,7 +104,7 @@ def open_tools(
             )
             say(f"Judging every response would take: {most}. Questions that drop out early make it less.")
         try:
-            yield Tools(engine, judge, finder)
+            yield Tools(engine, judge, finder, extractor)
         finally:
             counts = client.counts
             say(f"Asked {where.model} {counts.requests:,} times; {counts.cached:,} replies came from the cache.")

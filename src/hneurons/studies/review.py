@@ -16,7 +16,7 @@ from hneurons.answers.text import token_offsets
 from hneurons.errors import TooFewExamplesError
 from hneurons.neurons.calibration import reliability
 from hneurons.neurons.card import Card
-from hneurons.neurons.cett import Passage, PooledExtractor, batches
+from hneurons.neurons.cett import Passage, batches
 from hneurons.neurons.choose import TrainingData
 from hneurons.neurons.probe import smallest_c
 from hneurons.runfolder import Json
@@ -208,7 +208,7 @@ def score_rewrites(data: Collection, card: Card, rows: Sequence[Rewrite]) -> Flo
         whole = (*prompt, *ids, *((end,) if isinstance(end, int) else ()))
         passages.append(Passage(row.question_id, whole, len(prompt), (tokens.start, tokens.end)))
     plan = batches([len(passage.ids) for passage in passages], data.settings.batch_tokens)
-    extractor = PooledExtractor(model, [Region.ANSWER])
+    extractor = data.extractor([Region.ANSWER])
     scores = np.zeros(len(rows))
     with data.progress.bar("Rewriting answers", len(rows)) as tick:
         groups = [[passages[row] for row in part] for part in plan]

@@ -32,7 +32,7 @@ class Suppression:
     def _engine(self) -> Engine:
         from hneurons.answers.hf import HFEngine
 
-        return HFEngine(self.data.model)
+        return HFEngine(self.data.weights)
 
     def accuracies(self, fits: Sequence[Fit]) -> list[float]:
         """Share of right answers with the H-Neurons of each fit silenced."""
@@ -45,7 +45,7 @@ class Suppression:
                 columns = np.sort(fit.support[fit.weights > 0])
                 key = hash_json(columns.tolist())
                 if key not in known:
-                    with scale(self.data.model, layout.ids(columns), 0.0):
+                    with scale(self.data.weights, layout.ids(columns), 0.0):
                         known[key] = self._accuracy()
                     journal.append([{"neurons": key, "count": len(columns), "C": fit.C, "accuracy": known[key]}])
                 found.append(known[key])

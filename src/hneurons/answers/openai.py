@@ -1,0 +1,249 @@
+"""The engine of a running OpenAI-compatible server: completions of prompts, a request a response.
+
+Token ids come from the server where it returns them, as vLLM does. Another server's text is cut into tokens by the
+model's own tokenizer, which a note of the run says.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from hneurons.answers.connection import Connection, Failure, each
+from hneurons.answers.endpoint import endpoint
+from hneurons.answers.engine import Request, Sampling, seed_of
+from hneurons.answers.text import decode
+from hneurons.answers.transcript import Transcript
+from hneurons.answers.vllm import EXTENSION
+from hneurons.errors import ServiceError, UsageError
+from hneurons.models.load import StudyModel
+from hneurons.types import Response
+
+DOCS = "docs/engines.md"
+CONCURRENCY = 64
+"""Requests under way at the same time."""
+RETOKENISED = (
+    "The server returned no token ids: the responses were cut into tokens by the model's own tokenizer, perhaps "
+    "otherwise than they were sampled."
+)
+SAMPLED = "The responses were sampled by a server, which may have used its own precision and settings."
+
+
+class _Logprobs(BaseModel):
+    token_logprobs: list[float | None] | None = None
+
+
+class _Choice(BaseModel):
+    text: str = ""
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+    token_ids: list[int] | None = None
+
+
+class _Completion(BaseModel):
+    choices: list[_Choice] = Field(min_length=1)
+
+
+class OpenAIEngine:
+    """Samples from a server that speaks OpenAI's completions. Needs the extra `judge`, for its client.
+
+    Args:
+        model: the model that is served; its outline is enough (see `load_outline`).
+        base_url: of the server; usually ends in /v1.
+        served: the model's name there; the model's own, or the only one, by default.
+        options: `key_env`, `concurrency`, `timeout`, `retries` of `hneurons.answers.endpoint.Endpoint`.
+        dial: whether this package's plugin turns the neurons of that server; without it every alpha must be 1.
+
+    Raises:
+        UsageError: a wrong URL or option.
+    """
+
+    name = "openai"
+
+    def __init__(
+        self,
+        model: StudyModel,
+        base_url: str,
+        served: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        *,
+        dial: bool = False,
+    ) -> None:
+        self.model = model
+        self.dial = dial
+        self._served = served
+        asked: dict[str, Any] = {"concurrency": CONCURRENCY, **(options or {})}
+        self._where = endpoint(DOCS, **{**asked, "model": served or model.name, "base_url": base_url})
+        self._transcript = Transcript(model)
+        self._connection: Connection | None = None
+        self._as_text = False
+        self._retokenised = False
+
+    @property
+    def setup(self) -> dict[str, Any]:
+        """URL, and the model's name there."""
+        return {"base_url": self._where.base_url, "served_model": self._served}
+
+    @property
+    def notes(self) -> list[str]:
+        """Who sampled; and, once a response came without token ids, that it did."""
+        return [SAMPLED, *([RETOKENISED] if self._retokenised else [])]
+
+    def close(self) -> None:
+        """Close the connections."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
+        """One response a request.
+
+        Raises:
+            MissingExtraError: `openai` is not installed.
+            ServiceError: the server doesn't answer, or with what can't be used.
+            UsageError: an alpha other than 1 without the plugin, or a thinking budget.
+        """
+        if not self.dial and any(request.alpha != 1.0 for request in requests):
+            raise UsageError("This engine turns no neurons.", "Make it with dial=True, for a server with the plugin.")
+        if sampling.thinking:
+            raise UsageError("A server keeps no thinking budget.", "Leave out --thinking, or use --engine hf.")
+        if not requests:
+            return []
+        connection = self._connected()
+        for request in requests:  # here and not in the threads, which would all encode the same prompt
+            self._transcript.prompt(request)
+        return each(
+            lambda request: self._response(request, self._ask(connection, request, sampling)),
+            requests, self._where.concurrency,
+        )  # fmt: skip
+
+    # -- asking -----------------------------------------------------------------------------------
+
+    def _connected(self) -> Connection:
+        """The connection; when it is made, the server is asked for the name of the model."""
+        if self._connection is None:
+            connection = Connection(self._where, ServiceError, DOCS)
+            failure = None
+            try:
+                names = [str(each.id) for each in connection.client.models.list().data]
+            except connection.openai.OpenAIError as error:
+                names, failure = [], connection.failure(error)
+            if failure is not None and failure.status != 404:  # some servers don't list what they serve
+                connection.close()
+                raise failure.error
+            self._served = self._choose(names)
+            self._connection = connection
+        return self._connection
+
+    def _choose(self, names: list[str]) -> str:
+        wanted = self._where.model
+        if not names or wanted in names:
+            return wanted
+        if self._served is None and len(names) == 1:
+            return names[0]
+        listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        raise ServiceError(
+            f"{self._where.host} serves no model {wanted!r} (it has {listed}).", "Name one with --served-model."
+        )
+
+    def _ask(self, connection: Connection, request: Request, sampling: Sampling) -> _Choice:
+        outcome = self._try(connection, request, sampling, as_text=self._as_text)
+        if isinstance(outcome, Failure) and outcome.is_of_the_request and not self._as_text:
+            # It may take texts alone, or refuse what isn't OpenAI's.
+            again = self._try(connection, request, sampling, as_text=True)
+            if not isinstance(again, Failure):
+                self._as_text, outcome = True, again
+        if isinstance(outcome, Failure):
+            # Not raised where the library's error was caught: that one may hold the key, and would hang on this.
+            raise outcome.error
+        return outcome
+
+    def _try(self, connection: Connection, request: Request, sampling: Sampling, *, as_text: bool) -> _Choice | Failure:
+        more: dict[str, Any] = {"top_k": sampling.top_k}
+        if not as_text:
+            # Servers take what isn't asked for from the model's generation config.
+            more |= {"repetition_penalty": 1.0, "min_p": 0.0, "return_token_ids": True}
+            more["stop_token_ids"] = sorted(self._transcript.ends)
+        if request.alpha != 1.0:
+            more["vllm_xargs"] = {EXTENSION: json.dumps({"alpha": request.alpha})}
+        if not self.model.has_chat_template:
+            more["stop"] = ["\n"]
+        try:
+            raw = connection.client.completions.with_raw_response.create(
+                model=self._served,
+                prompt=self._text(request) if as_text else list(self._transcript.prompt(request)),
+                max_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seed=seed_of(sampling, request),
+                logprobs=1,
+                extra_body=more,
+            )
+            return _Completion.model_validate_json(raw.http_response.content).choices[0]
+        except ValidationError:
+            raise self._unusable("sent what is no completion", "Check the URL, which usually ends in /v1.") from None
+        except connection.openai.OpenAIError as error:
+            return connection.failure(error)
+
+    def _text(self, request: Request) -> str:
+        """The text that a server with the model's own tokenizer reads as the prompt's ids."""
+        text, ids = self.model.prompt(request.said), list(self._transcript.prompt(request))
+        start = str(self.model.tokenizer.bos_token or "")
+        for candidate in (text, text.removeprefix(start)):
+            read: Any = self.model.tokenizer(candidate)
+            if list(read["input_ids"]) == ids:
+                return candidate
+        raise self._unusable(
+            "takes prompts as text alone, which would be other tokens", "Use a server that takes token ids, as vLLM."
+        )
+
+    # -- what came back ---------------------------------------------------------------------------
+
+    def _response(self, request: Request, made: _Choice) -> Response:
+        given = made.logprobs.token_logprobs if made.logprobs else None
+        logprobs = [value for value in given or [] if value is not None and math.isfinite(value)]
+        if len(logprobs) != len(given or []) or (made.text and not logprobs):
+            raise self._unusable("returns no log-probabilities", "Use a server that does, as vLLM and llama.cpp do.")
+        reason = "stop" if made.finish_reason == "stop" else "length"
+        if made.token_ids is None:
+            self._retokenised = True
+            ids = self._retokenise(made)
+            if len(ids) != len(logprobs):
+                # Cut otherwise than sampled: the mean stays that of the response.
+                logprobs = [sum(logprobs) / max(len(logprobs), 1)] * len(ids)
+            return self._transcript.cut(request, ids, logprobs, reason)
+        if len(made.token_ids) != len(logprobs):
+            raise self._unusable(
+                f"returned {len(made.token_ids)} tokens with {len(logprobs)} log-probabilities",
+                "Use another version of the server.",
+            )
+        self._check_tokens(made.token_ids, made.text)
+        return self._transcript.cut(request, made.token_ids, logprobs, reason)
+
+    def _retokenise(self, made: _Choice) -> list[int]:
+        ids: list[int] = list(self.model.tokenizer.encode(made.text, add_special_tokens=False))
+        end: Any = self.model.tokenizer.eos_token_id
+        if made.finish_reason == "stop" and self.model.has_chat_template and isinstance(end, int):
+            ids.append(end)
+        return ids
+
+    def _check_tokens(self, ids: Sequence[int], text: str) -> None:
+        """Refuse tokens that write something else with the model's tokenizer; spaces and cut characters aside."""
+        size = len(self.model.tokenizer)
+        known = [token for token in ids if token < size]
+        if len(known) < len(ids) or not _plain(decode(self.model, known)).startswith(_plain(text)):
+            raise self._unusable(
+                f"serves another model than {self.model.name}: its tokens write something else with this tokenizer",
+                "Give the model that it serves, or its name there with --served-model.",
+            )
+
+    def _unusable(self, what: str, remedy: str) -> ServiceError:
+        return ServiceError(f"{self._where.host} {what}.", remedy)
+
+
+def _plain(text: str) -> str:
+    return "".join(letter for letter in text if letter.isalnum())

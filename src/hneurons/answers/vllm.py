@@ -1,0 +1,259 @@
+"""The vLLM engine, in this process: all requests of a call at once, tokens and log-probabilities kept.
+
+A response's seed depends on (seed, question id, sample number) alone. The samples of a prompt are requests of their
+own, so that each has its seed; vLLM's prefix cache lets them share the prefill. Where requests have several alphas the
+cache is salted with them: keys and values that were computed at one alpha are wrong at another.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from hneurons.answers.engine import Request, Sampling, seed_of
+from hneurons.answers.transcript import Transcript
+from hneurons.errors import HNeuronsError, NumericError, PromptTooLongError, UnsupportedModelError, UsageError
+from hneurons.extras import need
+from hneurons.models.load import StudyModel, locate
+from hneurons.types import Response
+
+TESTED = "0.32"
+"""Series of vLLM releases that the tests run with."""
+CONTEXT = 4096
+"""Tokens of prompt and response together, where the model allows as many and `max_model_len` doesn't say otherwise."""
+CPU_CACHE = 1 << 30
+"""Bytes of the key-value cache on a CPU, where vLLM's share of the memory is that of the whole machine."""
+EXTENSION = "hneurons"
+"""Key of this package's settings among those of a request."""
+
+Start = Callable[[dict[str, Any]], Any]
+"""Makes vLLM's `LLM` of its arguments."""
+
+
+class VLLMEngine:
+    """Samples with vLLM. The model is loaded when the first response is asked for, and again after `close`.
+
+    Args:
+        model: the model under study; its outline is enough (see `load_outline`).
+        args: arguments of vLLM's `LLM`, by name: `tensor_parallel_size`, `gpu_memory_utilization`, ...
+        trust_remote_code: run Python code that comes with the model.
+        dial: whether this package's plugin turns the neurons of this engine; without it every alpha must be 1.
+        start: makes the `LLM`; for tests.
+
+    Raises:
+        UsageError: a model that is an object in memory, or arguments that the engine must set itself.
+    """
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        model: StudyModel,
+        args: Mapping[str, Any] | None = None,
+        *,
+        trust_remote_code: bool = False,
+        dial: bool = False,
+        start: Start | None = None,
+    ) -> None:
+        if model.source == "object":
+            raise UsageError(
+                f"vLLM loads models from disk, and {model.name} is an object in memory.",
+                "Save it with its tokenizer, and give that folder.",
+            )
+        own = sorted({*(args or {})} & FIXED)
+        if own:
+            raise UsageError(f"The engine argument {own[0]} can't be set.", f"Leave out {', '.join(own)}.")
+        self.model = model
+        self.dial = dial
+        self._args = {**(args or {}), "trust_remote_code": trust_remote_code}
+        self._start = start or _start
+        self._transcript = Transcript(model)
+        self._llm: Any = None
+        self._measuring = False
+
+    @property
+    def setup(self) -> dict[str, Any]:
+        """vLLM's arguments, without secrets."""
+        return {"args": {key: value for key, value in self._args.items() if key not in UNTOLD}}
+
+    @property
+    def notes(self) -> list[str]:
+        """One: who sampled."""
+        return ["The responses were sampled by vLLM, each with a seed of its own."]
+
+    @property
+    def llm(self) -> Any:
+        """vLLM's `LLM`, started when it is first asked for.
+
+        Raises:
+            MissingExtraError: vLLM isn't installed.
+            UsageError: an argument that it doesn't know, or no room for the model.
+        """
+        return self._opened(measuring=False)
+
+    @property
+    def measuring(self) -> Any:
+        """vLLM's `LLM`, started so that contributions can be measured in it: eager, every token computed.
+
+        Raises:
+            MissingExtraError: vLLM isn't installed.
+            UsageError: an argument that it doesn't know, or no room for the model.
+        """
+        return self._opened(measuring=True)
+
+    def _opened(self, *, measuring: bool) -> Any:
+        if self._llm is not None and self._measuring != measuring:
+            self.close()  # never two copies of the weights
+        if self._llm is None:
+            args = {**self._args, **(MEASURING if measuring else {})}
+            self._llm, self._measuring = self._start(arguments(self.model, args, dial=self.dial)), measuring
+        return self._llm
+
+    def close(self) -> None:
+        """Stop vLLM and free what it holds; the next call starts it again."""
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            _stop(llm)
+
+    def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
+        """One response a request.
+
+        Raises:
+            NumericError: the model's logits are NaN.
+            PromptTooLongError: prompt and response don't fit into vLLM's context.
+            UsageError: an alpha other than 1 without the plugin, or a thinking budget.
+        """
+        if not self.dial and any(request.alpha != 1.0 for request in requests):
+            raise UsageError("This engine turns no neurons.", "Make it with dial=True, where the plugin is loaded.")
+        if sampling.thinking:
+            raise UsageError("The vLLM engine keeps no thinking budget.", "Leave out --thinking, or use --engine hf.")
+        if not requests:
+            return []
+        prompts = [self._prompt(request) for request in requests]
+        self._check_length(max(len(prompt["prompt_token_ids"]) for prompt in prompts), sampling)
+        wanted = [self._wanted(request, sampling) for request in requests]
+        found = self.llm.generate(prompts, wanted, use_tqdm=False)
+        return [self._response(request, output) for request, output in zip(requests, found, strict=True)]
+
+    def _prompt(self, request: Request) -> dict[str, Any]:
+        prompt: dict[str, Any] = {"prompt_token_ids": list(self._transcript.prompt(request))}
+        return {**prompt, "cache_salt": f"alpha {request.alpha!r}"} if self.dial else prompt
+
+    def _check_length(self, longest: int, sampling: Sampling) -> None:
+        room = int(self.llm.llm_engine.model_config.max_model_len)
+        if longest + sampling.steps > room:
+            raise PromptTooLongError(
+                f"A prompt has {longest:,} tokens, which with {sampling.steps:,} of a response is more than vLLM's "
+                f"context of {room:,}.",
+                "Raise it with --engine-arg max_model_len=..., or lower --max-new-tokens.",
+            )
+
+    def _wanted(self, request: Request, sampling: Sampling) -> Any:
+        base = not self.model.has_chat_template
+        return need("vllm", "vllm").SamplingParams(
+            temperature=sampling.temperature,
+            top_k=sampling.top_k or -1,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_new_tokens,
+            seed=seed_of(sampling, request),
+            logprobs=0,
+            stop_token_ids=sorted(self._transcript.ends),
+            # What ends a base model's answer is searched in the text; otherwise nobody reads vLLM's text.
+            stop=["\n"] if base else None,
+            detokenize=base,
+            extra_args={EXTENSION: json.dumps({"alpha": request.alpha})} if request.alpha != 1.0 else None,
+        )
+
+    def _response(self, request: Request, output: Any) -> Response:
+        made = output.outputs[0]
+        tokens = [int(token) for token in made.token_ids]
+        logprobs = [float(place[token].logprob) for token, place in zip(tokens, made.logprobs, strict=True)]
+        if not all(map(math.isfinite, logprobs)):
+            raise NumericError("The model's logits are NaN.", "Load the model with --dtype float32.")
+        return self._transcript.cut(request, tokens, logprobs, "stop" if made.finish_reason == "stop" else "length")
+
+
+MEASURING = {
+    "enforce_eager": True,
+    "enable_prefix_caching": False,
+    "worker_extension_cls": "hneurons.vllm.worker.Extension",
+}
+"""Arguments of a vLLM whose workers measure contributions: compiled graphs skip hooks, cached prefixes pass them by."""
+UNTOLD = ("trust_remote_code", "hf_token")
+"""Arguments of vLLM that a run doesn't record: said elsewhere, or secret."""
+FIXED = frozenset(
+    ("model", "tokenizer", "revision", "tokenizer_revision", "dtype", "logprobs_mode", "generation_config", "runner")
+)
+"""Arguments of vLLM on which it depends that a response is what this package's own engine would make."""
+
+
+def arguments(model: StudyModel, args: Mapping[str, Any], *, dial: bool = False) -> dict[str, Any]:
+    """Arguments of vLLM's `LLM` for a model, as far as `args` doesn't say otherwise."""
+    described = model.describe()
+    on_cpu = described["device"] == "cpu"
+    _, source, files = locate(model.location or model.name, lambda _: None)
+    length = getattr(model.model.config.get_text_config(), "max_position_embeddings", None) or CONTEXT
+    usual: dict[str, Any] = {
+        "max_model_len": min(int(length), CONTEXT),
+        "seed": 0,
+        "disable_log_stats": True,
+        "enable_prefix_caching": True,
+        # Graphs aren't compiled on a CPU, where that takes minutes; this package's hooks would be skipped by them.
+        "enforce_eager": on_cpu or dial,
+    }
+    if on_cpu and "gpu_memory_utilization" not in args:
+        usual["kv_cache_memory_bytes"] = CPU_CACHE
+    fixed: dict[str, Any] = {
+        "model": files,
+        "dtype": described["dtype"],
+        "generation_config": "vllm",
+        # Log-probabilities of the model itself: before temperature, top-k and top-p.
+        "logprobs_mode": "raw_logprobs",
+    }
+    if source == "hub":
+        fixed |= {"revision": model.revision, "tokenizer_revision": model.revision}
+    return {**usual, **args, **fixed}
+
+
+def _start(args: dict[str, Any]) -> Any:
+    """vLLM's `LLM`; what it raises in one line."""
+    # Only what goes wrong, and not among a command's output.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    vllm = need("vllm", "vllm")
+    check_version(str(vllm.__version__))
+    try:
+        return vllm.LLM(**args)
+    except HNeuronsError:
+        raise
+    except TypeError as error:
+        raise UsageError(f"vLLM refuses an argument: {_line(error)}.", "See --engine-arg.") from error
+    except Exception as error:
+        # vLLM and its workers raise whatever a wrong value leads them to.
+        raise UnsupportedModelError(
+            f"vLLM can't start with {args['model']}: {_line(error)}.",
+            "Give it other arguments with --engine-arg (max_model_len, gpu_memory_utilization, kv_cache_memory_bytes, "
+            "tensor_parallel_size), or use --engine hf.",
+        ) from error
+
+
+def check_version(found: str) -> None:
+    """Refuse a vLLM that was never tested with this package.
+
+    Raises:
+        UsageError: it is of another series.
+    """
+    if not found.startswith(f"{TESTED}."):
+        raise UsageError(f"vLLM {found} is installed; this package is tested with {TESTED}.", "Install it: make vllm.")
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}".rstrip(".")
+
+
+def _stop(llm: Any) -> None:
+    llm.llm_engine.engine_core.shutdown()
