@@ -149,6 +149,16 @@ def test_a_number_that_is_none_names_layer_and_passage(value: float):
         joined(pooler)
 
 
+def test_an_infinite_output_is_no_contribution_of_zero():
+    runner, pooler = worker()
+    infinite = torch.full((15, fake.HIDDEN), torch.inf)
+    runner.model.layers[2].mlp.down_proj.register_forward_hook(lambda *_: (infinite, None), prepend=True)
+    ask(runner)
+    runner.step({"a": 7, "b": 5, "c": 3})
+    with pytest.raises(NumericError, match="layer 2 on example 'a'"):
+        joined(pooler)
+
+
 def test_dummy_passes_and_requests_of_others_leave_nothing():
     runner, pooler = worker()
     runner._dummy_run(8)

@@ -115,10 +115,10 @@ def check(told: dict[str, Any], folder: Path) -> Any:
     found = {}
     for name, options in told["engines"].items():
         variables = options.pop("variables", {})
+        settings = {**COMMON, "enable_prefix_caching": False, **options}
+        config = EngineArgs(told["model"], **settings).create_engine_config()
+        # Only now: without Triton vLLM itself refuses the newer model runner.
         os.environ.update(variables)
-        config = EngineArgs(
-            told["model"], **{**COMMON, "enable_prefix_caching": False, **options}
-        ).create_engine_config()
         try:
             check_engine(config)
             check_extension(config)

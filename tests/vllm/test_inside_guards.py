@@ -45,7 +45,6 @@ def test_a_card_of_another_architecture_is_refused_before_the_model_is_loaded(
     [
         ({"enforce_eager": False}, {}, "vLLM runs compiled graphs, which skip hooks without a word. Start it with"),
         ({"enable_lora": True}, {}, "Use either adapters (--enable-lora) or hooks, not both."),
-        ({}, {"VLLM_USE_V2_MODEL_RUNNER": "1"}, "Set VLLM_USE_V2_MODEL_RUNNER=0."),
         ({}, {"HNEURONS_CARD": "/nowhere.json"}, "Can't read the card /nowhere.json"),
         ({}, {"HNEURONS_ALPHA": "1000"}, "HNEURONS_ALPHA='1000' is no alpha. Give a number from 0 to 100."),
     ],
