@@ -33,8 +33,9 @@ from hneurons.settings import IdentifySettings, ImpactSettings
 from hneurons.studies.collect import Tools
 from hneurons.studies.identify import identify
 from hneurons.studies.impact import impact
+from hneurons.studies.lookahead import lookahead
 from hneurons.studies.turned import in_process
-from hneurons.types import REGIONS, NeuronId, Question, Verdict
+from hneurons.types import REGIONS, Label, NeuronId, Question, Verdict
 
 QUESTIONS = [Question(f"q{i}", f"What is the name of city number {i}{'?' * (i % 4)}", ("x",)) for i in range(23)]
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=8)
@@ -274,6 +275,35 @@ def test_chunks_begun_early_change_nothing_when_a_class_fills_up(tmp_path: Path,
     check_same(tmp_path / "many", tmp_path / "one")
     lines = (tmp_path / "one/responses.jsonl").read_text().splitlines()
     assert 3 * 140 > len(lines) > 3 * 44, "one class must fill up before the other for this to test anything"
+
+
+def test_chunks_that_nobody_wants_end_after_their_round():
+    """Chunk 1 is in its first round when it turns out that its faithful answers are not needed, then nothing is."""
+    chunks = {number: [Question(f"c{number}", "Which?", ("x",))] for number in range(3)}
+    begun, go, ended = threading.Barrier(4), threading.Event(), []
+
+    def work(part: Sequence[Question], full: set[Label], tick: Callable[[int], None]) -> list[Any]:
+        if not full:
+            begun.wait(20)
+        for step in range(3):
+            if part[0].id != "c0" and not full:
+                go.wait(20)
+            try:
+                tick(0)
+            except Exception:
+                ended.append((part[0].id, step))
+                raise
+        return [(part[0].id, len(full))]
+
+    with lookahead(work, chunks, 3) as coming:
+        threading.Thread(target=begun.wait, args=(20,)).start()
+        assert coming.take(0, set()) == [("c0", 0)]
+        assert coming.take(1, {Label.FAITHFUL}) == [("c1", 1)]
+        go.set()
+        assert coming.take(2, {Label.FAITHFUL}) == [("c2", 1)]
+        pool = coming._pool
+    pool.shutdown()
+    assert sorted(ended) == [("c1", 0), ("c2", 0)]
 
 
 def test_impact_over_replicas_is_that_of_one_machine(tmp_path: Path):
