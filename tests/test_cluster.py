@@ -313,10 +313,11 @@ def test_impact_over_replicas_is_that_of_one_machine(tmp_path: Path):
     benchmark = planted.YesNo(turns=3, unscaled_turns=1)
     runs = [planted.write_run(tmp_path / name, planted.model()) for name in ("one", "many")]
     impact(runs[0], benchmark, planted.model(), options)
-    nodes = LosesAt(planted.model, {3, 20}, {9})
+    models = [planted.model() for _ in range(8)]  # not in the replicas' threads: the random numbers are all threads'
+    nodes, driver = LosesAt(models.pop, {3, 20}, {9}), models.pop()
     with nodes.pool(3) as pool:
-        cluster = Cluster(pool, planted.model())
-        impact(runs[1], benchmark, planted.model(), options, open_engine=cluster.open_engine, together=cluster.ahead)
+        cluster = Cluster(pool, driver)
+        impact(runs[1], benchmark, driver, options, open_engine=cluster.open_engine, together=cluster.ahead)
         assert pool.lost == 3
     assert sum(bool(worker.shards) for worker in nodes.started) > 3
     assert (runs[1] / "impact.json").read_bytes() == (runs[0] / "impact.json").read_bytes()
@@ -330,7 +331,7 @@ def test_impact_that_fails_midway_keeps_what_the_others_have_in_work(tmp_path: P
     run, options = planted.write_run(tmp_path, planted.model()), ImpactSettings(
         random_sets=2, bootstrap=100, limit=6, alphas=(0, 1, 3), capability=()
     )  # fmt: skip
-    benchmark, begun = planted.YesNo(), threading.Barrier(2)
+    benchmark, begun, models = planted.YesNo(), threading.Barrier(2), [planted.model() for _ in range(12)]
 
     @contextmanager
     def open_engine(neurons: Sequence[NeuronId]) -> Iterator[Any]:
@@ -338,7 +339,7 @@ def test_impact_that_fails_midway_keeps_what_the_others_have_in_work(tmp_path: P
             begun.wait(20)  # two sets of neurons are in work
             if set(neurons) != set(planted.PLANTED):
                 raise ClusterError("All replicas were lost.")
-        with in_process(planted.model())(neurons) as engine:
+        with in_process(models.pop())(neurons) as engine:
             yield engine
 
     with pytest.raises(ClusterError, match="All replicas were lost"):
