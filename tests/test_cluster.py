@@ -33,8 +33,9 @@ from hneurons.settings import IdentifySettings, ImpactSettings
 from hneurons.studies.collect import Tools
 from hneurons.studies.identify import identify
 from hneurons.studies.impact import impact
+from hneurons.studies.lookahead import lookahead
 from hneurons.studies.turned import in_process
-from hneurons.types import REGIONS, NeuronId, Question, Verdict
+from hneurons.types import REGIONS, Label, NeuronId, Question, Verdict
 
 QUESTIONS = [Question(f"q{i}", f"What is the name of city number {i}{'?' * (i % 4)}", ("x",)) for i in range(23)]
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=8)
@@ -276,6 +277,35 @@ def test_chunks_begun_early_change_nothing_when_a_class_fills_up(tmp_path: Path,
     assert 3 * 140 > len(lines) > 3 * 44, "one class must fill up before the other for this to test anything"
 
 
+def test_chunks_that_nobody_wants_end_after_their_round():
+    """Chunk 1 is in its first round when it turns out that its faithful answers are not needed, then nothing is."""
+    chunks = {number: [Question(f"c{number}", "Which?", ("x",))] for number in range(3)}
+    begun, go, ended = threading.Barrier(4), threading.Event(), []
+
+    def work(part: Sequence[Question], full: set[Label], tick: Callable[[int], None]) -> list[Any]:
+        if not full:
+            begun.wait(20)
+        for step in range(3):
+            if part[0].id != "c0" and not full:
+                go.wait(20)
+            try:
+                tick(0)
+            except Exception:
+                ended.append((part[0].id, step))
+                raise
+        return [(part[0].id, len(full))]
+
+    with lookahead(work, chunks, 3) as coming:
+        threading.Thread(target=begun.wait, args=(20,)).start()
+        assert coming.take(0, set()) == [("c0", 0)]
+        assert coming.take(1, {Label.FAITHFUL}) == [("c1", 1)]
+        go.set()
+        assert coming.take(2, {Label.FAITHFUL}) == [("c2", 1)]
+        pool = coming._pool
+    pool.shutdown()
+    assert sorted(ended) == [("c1", 0), ("c2", 0)]
+
+
 def test_impact_over_replicas_is_that_of_one_machine(tmp_path: Path):
     options = ImpactSettings(
         random_sets=2, bootstrap=100, limit=10, chunk=4, alphas=(0, 1, 3), capability=("starter",), capability_limit=6
@@ -283,10 +313,11 @@ def test_impact_over_replicas_is_that_of_one_machine(tmp_path: Path):
     benchmark = planted.YesNo(turns=3, unscaled_turns=1)
     runs = [planted.write_run(tmp_path / name, planted.model()) for name in ("one", "many")]
     impact(runs[0], benchmark, planted.model(), options)
-    nodes = LosesAt(planted.model, {3, 20}, {9})
+    models = [planted.model() for _ in range(8)]  # not in the replicas' threads: the random numbers are all threads'
+    nodes, driver = LosesAt(models.pop, {3, 20}, {9}), models.pop()
     with nodes.pool(3) as pool:
-        cluster = Cluster(pool, planted.model())
-        impact(runs[1], benchmark, planted.model(), options, open_engine=cluster.open_engine, together=cluster.ahead)
+        cluster = Cluster(pool, driver)
+        impact(runs[1], benchmark, driver, options, open_engine=cluster.open_engine, together=cluster.ahead)
         assert pool.lost == 3
     assert sum(bool(worker.shards) for worker in nodes.started) > 3
     assert (runs[1] / "impact.json").read_bytes() == (runs[0] / "impact.json").read_bytes()
@@ -300,7 +331,7 @@ def test_impact_that_fails_midway_keeps_what_the_others_have_in_work(tmp_path: P
     run, options = planted.write_run(tmp_path, planted.model()), ImpactSettings(
         random_sets=2, bootstrap=100, limit=6, alphas=(0, 1, 3), capability=()
     )  # fmt: skip
-    benchmark, begun = planted.YesNo(), threading.Barrier(2)
+    benchmark, begun, models = planted.YesNo(), threading.Barrier(2), [planted.model() for _ in range(12)]
 
     @contextmanager
     def open_engine(neurons: Sequence[NeuronId]) -> Iterator[Any]:
@@ -308,7 +339,7 @@ def test_impact_that_fails_midway_keeps_what_the_others_have_in_work(tmp_path: P
             begun.wait(20)  # two sets of neurons are in work
             if set(neurons) != set(planted.PLANTED):
                 raise ClusterError("All replicas were lost.")
-        with in_process(planted.model())(neurons) as engine:
+        with in_process(models.pop())(neurons) as engine:
             yield engine
 
     with pytest.raises(ClusterError, match="All replicas were lost"):

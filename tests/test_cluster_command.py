@@ -1,6 +1,7 @@
 """`--cluster` on the command line: who loads what, and bad input in one line."""
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,10 +38,12 @@ def hneurons(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str])
 def nodes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Loading, onray.Share]]:
     """A cluster of two nodes in this process; what each replica was made of."""
     made: list[tuple[Loading, onray.Share]] = []
+    lock = threading.Lock()  # while it loads a model, transformers changes what holds for the whole process
 
     def worker(loading: Loading, share: onray.Share) -> FakeWorker:
-        made.append((loading, share))
-        return FakeWorker(len(made), Replica.load(loading, onray.version("hneurons")), lambda _: True)
+        with lock:
+            made.append((loading, share))
+            return FakeWorker(len(made), Replica.load(loading, onray.version("hneurons")), lambda _: True)
 
     @contextmanager
     def connected(address: str) -> Iterator[Any]:

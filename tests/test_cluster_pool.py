@@ -1,7 +1,9 @@
 """The pool of replicas: order, losses, shards that take every replica with them, replicas that never come."""
 
+import socket
 import sys
 import threading
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -266,6 +268,36 @@ def test_what_is_no_address(address: str):
 def test_an_address_where_nothing_answers(address: str):
     with pytest.raises(ClusterError, match=r"Nothing answers at .*ray start --head"), connected(address):
         pass
+
+
+@pytest.mark.parametrize("says", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+@pytest.mark.usefixtures("ray_or_not")
+def test_an_address_where_something_else_answers(says: bytes):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            line, _ = server.accept()
+            with line, suppress(OSError):  # the other end may hang up first
+                line.sendall(says)
+                line.shutdown(socket.SHUT_WR)
+                while line.recv(1000):
+                    pass
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ClusterError, match=f"What answers at {address} is no Ray cluster"), connected(address):
+            pass
+        thread.join(20)
+
+
+@pytest.mark.usefixtures("ray_or_not")
+def test_an_address_that_takes_a_connection_and_says_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("hneurons.cluster.onray.ANSWER", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ClusterError, match=f"Nothing answers at {address} .*timed out"), connected(address):
+            pass
 
 
 def test_without_ray(monkeypatch: pytest.MonkeyPatch):

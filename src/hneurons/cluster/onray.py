@@ -17,7 +17,8 @@ from hneurons.errors import ClusterError, HNeuronsError, UsageError
 from hneurons.extras import need
 
 ANSWER = 5.0
-"""Seconds within which an address must take a connection."""
+"""Seconds within which an address must answer."""
+REMEDY = "Start Ray there (`ray start --head --port 6379`), or --cluster local starts one here."
 LOST = (
     "RayActorError", "NodeDiedError", "WorkerCrashedError", "OutOfMemoryError", "ObjectLostError",
     "ObjectFetchTimedOutError", "RaySystemError", "RpcError",
@@ -193,9 +194,21 @@ def check_address(address: str) -> None:
     if not host or not port.isdecimal():
         raise UsageError(f"{address!r} is no address of a cluster.", "Give local, auto, HOST:PORT or ray://HOST:PORT.")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER) as line:
+            answers = os.environ.get("RAY_USE_TLS", "0") != "0" or _speaks_http2(line)
     except (OSError, OverflowError) as error:
-        raise ClusterError(
-            f"Nothing answers at {address} ({error}).",
-            "Start Ray there (`ray start --head --port 6379`), or --cluster local starts one here.",
-        ) from error
+        raise ClusterError(f"Nothing answers at {address} ({error}).", REMEDY) from error
+    if not answers:
+        raise ClusterError(f"What answers at {address} is no Ray cluster.", REMEDY)
+
+
+def _speaks_http2(line: socket.socket) -> bool:
+    """Whether the other end greets as every gRPC server does, Ray's among them: with a frame of settings."""
+    line.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+    head = b""
+    while len(head) < 9:
+        part = line.recv(9 - len(head))
+        if not part:
+            return False
+        head += part
+    return head[3] == 4

@@ -1,9 +1,9 @@
 """A pool of replicas that may be lost at any moment, and shards that are given to another one then.
 
-Neither of Ray's own pools does this. `ActorPool` knows of no actor that died: it goes on handing shards to it, and
-takes the failed ones for done. Ray Data makes new actors for every call, so that each round of sampling would load the
-model again, and gives a shard that ends its worker to the next one for ever. And an actor that Ray restarts itself
-keeps its shard while it waits for a node that may never come back.
+Neither of Ray's own pools does this. `ActorPool` raises what was lost with an actor, and is one actor smaller from then
+on. Ray Data makes new actors for every call, so that each round of sampling would load the model again, and gives a
+shard that ends its worker out again without end. And an actor that Ray restarts itself keeps its shard while it waits
+for a node that may never come back.
 
 What a replica is, and how it is lost, is the business of a `Worker`: Ray's in ray.py, scripted ones in the tests.
 """

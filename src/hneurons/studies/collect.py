@@ -201,14 +201,14 @@ class Collection:
         """What gives the judged responses to a part by its number, asked for in rising order."""
         how = sampling(self.settings)
 
-        def work(judge: Judge, part: Sequence[Question], full: set[Label], tick: Callable[[int], None]):
-            return sample_questions(self.engine, judge, part, how, self.rule, full, tick)
+        def work(judge: Judge) -> Callable[..., list[Response]]:
+            return lambda part, full, tick: sample_questions(self.engine, judge, part, how, self.rule, full, tick)
 
         if self.tools.ahead == 1:
-            yield lambda number, full: work(self.tools.judge, parts[number], full, tick)
+            alone = work(self.tools.judge)
+            yield lambda number, full: alone(parts[number], full, tick)
             return
-        judge = OneByOne(self.tools.judge)
-        with lookahead(lambda part, full: work(judge, part, full, lambda _: None), parts, self.tools.ahead) as coming:
+        with lookahead(work(OneByOne(self.tools.judge)), parts, self.tools.ahead) as coming:
 
             def take(number: int, full: set[Label]) -> list[Response]:
                 fresh = coming.take(number, full)
