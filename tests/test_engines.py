@@ -207,7 +207,9 @@ def test_arguments_are_numbers_flags_json_or_text():
 def test_a_runs_own_engine_is_that_of_its_evaluation():
     manifest = {"settings": {"engine": "vllm"}, "engine": {"args": {"max_model_len": 9}}}
     assert recorded_engines(manifest) == Engines("vllm", args={"max_model_len": 9})
-    assert recorded_engines(manifest, args={"max_model_len": 7}).args == {"max_model_len": 7}
+    again = recorded_engines(manifest, args={"seed": 7})
+    assert again.args == {"max_model_len": 9, "seed": 7}
+    assert recorded_engines({**manifest, "settings": {"engine": "vllm", "features": "vllm"}}).in_vllm
     assert recorded_engines(manifest, engine="hf") == Engines()
     server = {"settings": {"engine": "openai"}, "engine": {"base_url": "http://h/v1", "served_model": None}}
     assert recorded_engines(server, engine=None).base_url == "http://h/v1"
