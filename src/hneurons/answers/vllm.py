@@ -7,6 +7,7 @@ cache is salted with them: keys and values that were computed at one alpha are w
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from hneurons.answers.transcript import Transcript
 from hneurons.errors import HNeuronsError, NumericError, PromptTooLongError, UnsupportedModelError, UsageError
 from hneurons.extras import need
 from hneurons.models.load import StudyModel, locate
+from hneurons.models.outline import Outline
 from hneurons.types import Response
 
 TESTED = "0.32"
@@ -65,7 +67,10 @@ class VLLMEngine:
             )
         own = sorted({*(args or {})} & FIXED)
         if own:
-            raise UsageError(f"The engine argument {own[0]} can't be set.", f"Leave out {', '.join(own)}.")
+            raise UsageError(
+                f"The engine argument {own[0]} can't be set.",
+                f"Leave out {', '.join(own)}; the model, --dtype and --revision are given as for transformers.",
+            )
         self.model = model
         self.dial = dial
         self._args = {**(args or {}), "trust_remote_code": trust_remote_code}
@@ -116,7 +121,9 @@ class VLLMEngine:
         """Stop vLLM and free what it holds; the next call starts it again."""
         llm, self._llm = self._llm, None
         if llm is not None:
-            _stop(llm)
+            llm.llm_engine.engine_core.shutdown()
+            del llm
+            gc.collect()  # of an engine in this process the weights, too
 
     def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
         """One response a request.
@@ -194,7 +201,7 @@ def arguments(model: StudyModel, args: Mapping[str, Any], *, dial: bool = False)
     """Arguments of vLLM's `LLM` for a model, as far as `args` doesn't say otherwise."""
     described = model.describe()
     on_cpu = described["device"] == "cpu"
-    _, source, files = locate(model.location or model.name, lambda _: None)
+    files = model.files if isinstance(model, Outline) else locate(model.location or model.name, lambda _: None)[2]
     length = getattr(model.model.config.get_text_config(), "max_position_embeddings", None) or CONTEXT
     usual: dict[str, Any] = {
         "max_model_len": min(int(length), CONTEXT),
@@ -213,7 +220,7 @@ def arguments(model: StudyModel, args: Mapping[str, Any], *, dial: bool = False)
         # Log-probabilities of the model itself: before temperature, top-k and top-p.
         "logprobs_mode": "raw_logprobs",
     }
-    if source == "hub":
+    if model.source == "hub":
         fixed |= {"revision": model.revision, "tokenizer_revision": model.revision}
     return {**usual, **args, **fixed}
 
@@ -253,7 +260,3 @@ def check_version(found: str) -> None:
 def _line(error: Exception) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}".rstrip(".")
-
-
-def _stop(llm: Any) -> None:
-    llm.llm_engine.engine_core.shutdown()

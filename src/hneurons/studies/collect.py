@@ -66,6 +66,11 @@ class Tools:
             return self.engine.name
         return HF if self.engine is None else type(self.engine).__name__
 
+    @property
+    def features_name(self) -> str:
+        """How a run records what measured its features."""
+        return HF if self.extractor is None else str(getattr(self.extractor, "name", type(self.extractor).__name__))
+
 
 class Collection:
     """The stages that the studies of a data set share, and what they wrote.
@@ -108,6 +113,7 @@ class Collection:
             "judge": self.tools.judge.name,
             "span_finder": self.tools.finder.name,
             "engine": self.tools.engine_name,
+            "features": self.tools.features_name,
             **recorded,
         }
         if not has_weights(self.model):
@@ -115,7 +121,7 @@ class Collection:
             self.progress.say(WITHOUT_WEIGHTS)
         engine = self.tools.engine
         data = {self.questions.name: {"sha256": self.questions.sha256, "questions": len(self.questions.questions)}}
-        defaults = {**IdentifySettings().model_dump(), "engine": HF}
+        defaults = {**IdentifySettings().model_dump(), "engine": HF, "features": HF}
         self.folder.start(
             model=self.model.describe(), settings=settings, data=data, notes=notes, defaults=defaults,
             location=self.model.location, engine=engine.setup if isinstance(engine, OtherEngine) else None,

@@ -88,7 +88,7 @@ def open_engine(
     outline = load_outline(model, loads=not chosen.in_vllm, say=say, **loading)
     engine = _made(chosen, outline, trust=bool(loading.get("trust_remote_code")))
     try:
-        yield Opened(outline, engine, _measured_in(engine, outline) if chosen.in_vllm else None)
+        yield Opened(outline, engine, InVLLM(engine, outline) if chosen.in_vllm else None)
     finally:
         engine.close()
 
@@ -104,14 +104,20 @@ def _made(chosen: Engines, model: Outline, *, trust: bool) -> Any:
     return OpenAIEngine(model, chosen.base_url or "", chosen.served_model, {**chosen.args, **key})
 
 
-def _measured_in(engine: Any, model: StudyModel) -> Callable[[Sequence[Region]], Extractor]:
-    """Makes extractors that measure in vLLM's workers."""
+@dataclass(frozen=True)
+class InVLLM:
+    """Makes extractors that measure in the workers of a vLLM engine."""
 
-    def make(regions: Sequence[Region]) -> Extractor:
+    engine: Any
+    """A `VLLMEngine`."""
+    model: StudyModel
+    name: str = VLLM
+    """As runs record it."""
+
+    def __call__(self, regions: Sequence[Region]) -> Extractor:
+        """The extractor over those regions; starts vLLM so that it can measure."""
         features: Any = import_module("hneurons.vllm.features")
-        return features.VLLMExtractor(engine.measuring, model.layout, regions)
-
-    return make
+        return features.VLLMExtractor(self.engine.measuring, self.model.layout, regions)
 
 
 def recorded_engines(manifest: Json, **given: Any) -> Engines:
@@ -122,8 +128,11 @@ def recorded_engines(manifest: Json, **given: Any) -> Engines:
         return Engines(**new)
     setup: Json = manifest.get("engine") or {}
     known: dict[str, Any] = {key: setup[key] for key in ("base_url", "served_model", "args") if setup.get(key)}
-    known["engine"] = name
-    return Engines(**{**known, **new})
+    args = {**known.get("args", {}), **new.get("args", {})}
+    if manifest["settings"].get("features") in FEATURES:
+        known["features"] = manifest["settings"]["features"]
+    known |= {"engine": name, **new, "args": args}
+    return Engines(**known)
 
 
 def engine_args(given: Sequence[str] | None) -> dict[str, Any]:

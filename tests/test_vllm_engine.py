@@ -1,0 +1,321 @@
+"""The vLLM engine's own logic, with a fake in vLLM's place; tests/vllm has the real one."""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+import tiny
+from hneurons.answers import vllm as engine_module
+from hneurons.answers.engine import OtherEngine, Request, Sampling, seed_of
+from hneurons.answers.vllm import CONTEXT, CPU_CACHE, VLLMEngine, arguments, check_version
+from hneurons.errors import (
+    MissingExtraError,
+    NumericError,
+    PromptTooLongError,
+    UnsupportedModelError,
+    UsageError,
+)
+from hneurons.models.load import load_model
+from hneurons.models.outline import Outline, load_outline
+from hneurons.types import Question
+
+ASKED = [Request(Question(name, f"Who is {name}?", ("x",)), k) for name in ("a", "b") for k in range(2)]
+SHORT = Sampling(max_new_tokens=6, seed=3)
+
+
+@dataclass
+class FakeLLM:
+    """Says what `say` makes of a prompt and its settings: token ids and finish reason."""
+
+    args: dict[str, Any]
+    say: Any
+    closed: bool = False
+    calls: list[tuple[list[Any], list[Any]]] = field(default_factory=list)
+
+    @property
+    def llm_engine(self) -> Any:
+        return SimpleNamespace(
+            model_config=SimpleNamespace(max_model_len=self.args["max_model_len"]),
+            engine_core=SimpleNamespace(shutdown=lambda: setattr(self, "closed", True)),
+        )
+
+    def generate(self, prompts: list[Any], settings: list[Any], use_tqdm: bool) -> list[Any]:
+        self.calls.append((prompts, settings))
+        made = []
+        for prompt, wanted in zip(prompts, settings, strict=True):
+            ids, reason, logprob = self.say(prompt, wanted)
+            places = [{id: SimpleNamespace(logprob=logprob - i), -1: None} for i, id in enumerate(ids)]
+            made.append(
+                SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids, logprobs=places, finish_reason=reason)])
+            )
+        return made
+
+
+class Fakes:
+    """Starts fakes in vLLM's place, and keeps them."""
+
+    def __init__(self) -> None:
+        self.started: list[FakeLLM] = []
+        self.say: Any = lambda prompt, wanted: ([5, 6], "length", -0.5)
+
+    def __call__(self, args: dict[str, Any]) -> FakeLLM:
+        self.started.append(FakeLLM(args, lambda prompt, wanted: self.say(prompt, wanted)))
+        return self.started[-1]
+
+
+@pytest.fixture(autouse=True)
+def no_vllm(monkeypatch: pytest.MonkeyPatch):
+    """A module in vLLM's place that only has its settings of a request."""
+    fake: Any = ModuleType("vllm")
+    fake.SamplingParams = lambda **settings: SimpleNamespace(**settings)
+    fake.__version__ = "0.32.0"
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    return fake
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="module")
+def outline(folder: Path) -> Outline:
+    return load_outline(folder, device="cpu")
+
+
+@pytest.fixture
+def fakes() -> Fakes:
+    return Fakes()
+
+
+def test_every_request_goes_at_once_with_a_seed_of_its_own(outline: Outline, fakes: Fakes):
+    engine = VLLMEngine(outline, start=fakes)
+    responses = engine.sample(ASKED, SHORT)
+    assert [(r.question_id, r.sample) for r in responses] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    ((prompts, settings),) = fakes.started[0].calls
+    assert [prompt["prompt_token_ids"] for prompt in prompts] == [outline.prompt_ids(r.said) for r in ASKED]
+    assert [wanted.seed for wanted in settings] == [seed_of(SHORT, request) for request in ASKED]
+    assert len({wanted.seed for wanted in settings}) == len(ASKED)
+    assert {(w.temperature, w.top_k, w.top_p, w.max_tokens) for w in settings} == {(1.0, 50, 0.9, 6)}
+    assert {(tuple(w.stop_token_ids), w.stop) for w in settings} == {((2,), None)}
+
+
+def test_seeds_belong_to_seed_question_and_sample_alone():
+    first = seed_of(Sampling(seed=1), ASKED[0])
+    assert seed_of(Sampling(0.3, seed=1), Request(Question("a", "other text", ()), 0, alpha=2.0)) == first
+    others = [seed_of(Sampling(seed=2), ASKED[0]), *(seed_of(Sampling(seed=1), request) for request in ASKED[1:])]
+    assert len({first, *others}) == 5
+    assert all(0 <= seed < 2**31 for seed in (first, *others))
+
+
+def test_no_limit_of_top_k_is_said_as_vllm_says_it(outline: Outline, fakes: Fakes):
+    VLLMEngine(outline, start=fakes).sample(ASKED[:1], Sampling(top_k=0))
+    assert fakes.started[0].calls[0][1][0].top_k == -1
+
+
+def test_a_response_is_what_the_transformers_engine_makes_of_its_tokens(outline: Outline, fakes: Fakes):
+    ids = outline.tokenizer.encode("Paris, in Vienna", add_special_tokens=False)
+    fakes.say = lambda prompt, wanted: ([*ids, 2], "stop", -0.25)
+    (response,) = VLLMEngine(outline, start=fakes).sample(ASKED[:1], SHORT)
+    assert (response.text, response.token_ids, response.finish_reason) == ("Paris, in Vienna", (*ids, 2), "stop")
+    assert response.logprobs == tuple(-0.25 - i for i in range(len(ids) + 1))
+
+
+def test_the_token_limit_is_a_length(outline: Outline, fakes: Fakes):
+    (response,) = VLLMEngine(outline, start=fakes).sample(ASKED[:1], SHORT)
+    assert response.finish_reason == "length"
+
+
+def test_a_base_models_answer_ends_before_its_newline(tmp_path: Path, fakes: Fakes):
+    base = load_outline(tiny.save(tmp_path / "base", chat=False), device="cpu")
+    ids = base.tokenizer.encode("Paris", add_special_tokens=False)
+    newline = base.tokenizer.encode("\n", add_special_tokens=False)
+    fakes.say = lambda prompt, wanted: ([*ids, *newline], "stop", -0.5)
+    (response,) = VLLMEngine(base, start=fakes).sample(ASKED[:1], SHORT)
+    assert (response.text, response.token_ids, response.finish_reason) == ("Paris", tuple(ids), "stop")
+    assert len(response.logprobs) == len(ids)
+    wanted = fakes.started[0].calls[0][1][0]
+    assert (wanted.stop, wanted.detokenize) == (["\n"], True)
+
+
+def test_the_cache_is_salted_with_alpha_where_neurons_are_turned(outline: Outline, fakes: Fakes):
+    question = ASKED[0].question
+    engine = VLLMEngine(outline, dial=True, start=fakes)
+    engine.sample([Request(question, 0, alpha=alpha) for alpha in (0.0, 1.0, 2.0, 2.0)], SHORT)
+    prompts, settings = fakes.started[0].calls[0]
+    salts = [prompt["cache_salt"] for prompt in prompts]
+    assert salts[2] == salts[3]
+    assert len(set(salts)) == 3
+    assert [wanted.extra_args and json.loads(wanted.extra_args["hneurons"]) for wanted in settings] == [
+        {"alpha": 0.0}, None, {"alpha": 2.0}, {"alpha": 2.0},
+    ]  # fmt: skip
+    assert fakes.started[0].args["enforce_eager"] is True
+
+
+def test_without_the_dial_an_alpha_is_refused_and_nothing_is_salted(outline: Outline, fakes: Fakes):
+    engine = VLLMEngine(outline, start=fakes)
+    with pytest.raises(UsageError, match="turns no neurons"):
+        engine.sample([Request(ASKED[0].question, 0, alpha=0.5)], SHORT)
+    engine.sample(ASKED, SHORT)
+    assert all("cache_salt" not in prompt for prompt in fakes.started[0].calls[0][0])
+
+
+def test_a_thinking_budget_is_refused_before_anything_is_started(outline: Outline, fakes: Fakes):
+    with pytest.raises(UsageError, match="thinking"):
+        VLLMEngine(outline, start=fakes).sample(ASKED, Sampling(thinking=100))
+    assert not fakes.started
+
+
+def test_logits_that_are_no_numbers_are_an_error(outline: Outline, fakes: Fakes):
+    fakes.say = lambda prompt, wanted: ([5], "length", float("nan"))
+    with pytest.raises(NumericError, match="float32"):
+        VLLMEngine(outline, start=fakes).sample(ASKED[:1], SHORT)
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(outline: Outline, fakes: Fakes):
+    longest = len(outline.prompt_ids(ASKED[0].said))
+    fits = VLLMEngine(outline, {"max_model_len": longest + 6}, start=fakes)
+    assert len(fits.sample(ASKED[:1], SHORT)) == 1
+    with pytest.raises(PromptTooLongError, match="max_model_len"):
+        VLLMEngine(outline, {"max_model_len": longest + 5}, start=fakes).sample(ASKED[:1], SHORT)
+
+
+def test_it_starts_when_it_is_needed_and_again_after_it_was_closed(outline: Outline, fakes: Fakes):
+    engine = VLLMEngine(outline, start=fakes)
+    assert isinstance(engine, OtherEngine)
+    assert engine.sample([], SHORT) == []
+    engine.close()
+    assert not fakes.started
+    engine.sample(ASKED, SHORT)
+    engine.sample(ASKED, SHORT)
+    assert len(fakes.started) == 1
+    engine.close()
+    assert fakes.started[0].closed
+    engine.sample(ASKED, SHORT)
+    assert len(fakes.started) == 2
+
+
+def test_two_copies_of_the_weights_never_live_at_once(outline: Outline, fakes: Fakes):
+    engine = VLLMEngine(outline, start=fakes)
+    first = engine.llm
+    second = engine.measuring
+    assert first.closed
+    assert not second.closed
+    assert engine.measuring is second
+    told = [(one.args["enable_prefix_caching"], one.args.get("worker_extension_cls")) for one in fakes.started]
+    assert told == [(True, None), (False, "hneurons.vllm.worker.Extension")]
+    assert second.args["enforce_eager"] is True
+
+
+# -- arguments ----------------------------------------------------------------------------------------
+
+
+def test_arguments_of_a_model_on_a_cpu(outline: Outline, folder: Path):
+    made = arguments(outline, {})
+    assert (made["model"], made["dtype"], made["logprobs_mode"]) == (str(folder), "float32", "raw_logprobs")
+    assert made["max_model_len"] == 256  # the tiny model's own
+    assert made["kv_cache_memory_bytes"] == CPU_CACHE
+    assert made["enforce_eager"] is True
+    assert "revision" not in made
+
+
+def test_arguments_that_are_given_come_first(outline: Outline):
+    made = arguments(outline, {"max_model_len": 99, "tensor_parallel_size": 2, "gpu_memory_utilization": 0.5})
+    assert (made["max_model_len"], made["tensor_parallel_size"]) == (99, 2)
+    assert "kv_cache_memory_bytes" not in made
+
+
+def test_a_long_context_is_cut_to_what_studies_need(outline: Outline, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(outline.model.config, "max_position_embeddings", 131072)
+    assert arguments(outline, {})["max_model_len"] == CONTEXT
+
+
+def test_an_argument_that_would_change_the_responses_is_refused(outline: Outline):
+    with pytest.raises(UsageError, match="logprobs_mode"):
+        VLLMEngine(outline, {"logprobs_mode": "processed_logprobs"})
+
+
+def test_a_model_in_memory_is_refused():
+    with pytest.raises(UsageError, match="in memory"):
+        VLLMEngine(tiny.study())
+
+
+def test_setup_tells_arguments_and_no_secret(outline: Outline):
+    engine = VLLMEngine(outline, {"tensor_parallel_size": 2, "hf_token": "hf_secret"}, trust_remote_code=True)
+    assert engine.setup == {"args": {"tensor_parallel_size": 2}}
+
+
+# -- what vLLM refuses --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("found", ["0.31.1", "0.33.0", "1.0.0", "0.3.2", "dev"])
+def test_a_version_that_was_never_tested_is_refused(found: str):
+    with pytest.raises(UsageError, match=r"tested with 0\.32"):
+        check_version(found)
+
+
+def test_the_tested_version_passes():
+    check_version("0.32.0")
+    check_version("0.32.7+cpu")
+
+
+@pytest.mark.parametrize(
+    ("raised", "error", "words"),
+    [
+        (TypeError("unexpected keyword argument 'speling'"), UsageError, "speling"),
+        (ValueError("To serve at least one request\n with 4096 tokens"), UnsupportedModelError, "max_model_len"),
+        (RuntimeError("Engine core initialization failed."), UnsupportedModelError, "Engine core"),
+    ],
+)
+def test_what_vllm_raises_is_one_line(outline: Outline, no_vllm: Any, raised: Exception, error: type, words: str):
+    def refuse(**args: Any) -> None:
+        raise raised
+
+    no_vllm.LLM = refuse
+    with pytest.raises(error, match=words) as caught:
+        VLLMEngine(outline).sample(ASKED, SHORT)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_vllm_the_extra_is_named(outline: Outline, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(MissingExtraError, match=r"hneurons\[vllm\]"):
+        VLLMEngine(outline).sample(ASKED, SHORT)
+
+
+def test_the_real_start_is_what_is_replaced_here(no_vllm: Any, outline: Outline):
+    no_vllm.LLM = lambda **args: args
+    assert engine_module._start({"model": "m"}) == {"model": "m"}
+    no_vllm.__version__ = "0.99.0"
+    with pytest.raises(UsageError, match=r"0\.99"):
+        VLLMEngine(outline).sample(ASKED, SHORT)
+
+
+# -- outlines -----------------------------------------------------------------------------------------
+
+
+def test_an_outline_describes_the_model_as_loading_it_does(folder: Path):
+    outline, whole = load_outline(folder, device="cpu"), load_model(folder, device="cpu")
+    assert outline.describe() == whole.describe()
+    assert (outline.end_ids, outline.layout) == (whole.end_ids, whole.layout)
+    assert outline.prompt_ids("Who?") == whole.prompt_ids("Who?")
+    assert all(parameter.device.type == "meta" for parameter in outline.model.parameters())
+    half = load_outline(folder, device="cpu", dtype="bfloat16")
+    assert half.describe() == load_model(folder, device="cpu", dtype="bfloat16").describe() != whole.describe()
+
+
+def test_an_outline_loads_its_weights_once_and_only_where_it_may(folder: Path):
+    said: list[str] = []
+    outline = load_outline(folder, device="cpu", say=said.append)
+    assert said == []
+    assert outline.whole is outline.whole
+    assert [line for line in said if "into transformers" in line] == ["Loading tiny-llama into transformers"]
+    assert outline.whole.device.type == "cpu"
+    assert outline.whole.model.get_input_embeddings().weight.device.type == "cpu"
+    with pytest.raises(UsageError, match="--features hf"):
+        _ = load_outline(folder, device="cpu", loads=False).whole
