@@ -65,7 +65,7 @@ def study(tmp_path: Path, model: Any, engine: Any, settings: IdentifySettings = 
     questions = tmp_path / "cities.jsonl"
     if not questions.exists():
         tiny.write_questions(questions, 90)
-    return identify(model, questions, tmp_path / "out", settings, engine=engine, **more)
+    return identify(model, questions, tmp_path / "out", settings, tools=Tools(engine, **more))
 
 
 def test_the_weights_are_loaded_when_the_engine_has_made_room(folder: Path, log: list[str], tmp_path: Path):
@@ -138,9 +138,9 @@ def test_a_run_from_before_engines_were_recorded_was_sampled_by_transformers(fol
     model = load_model(folder, device="cpu")
     run = tiny.made_run(tmp_path, SETTINGS)
     manifest = json.loads((run.path / "run.json").read_text())
-    assert manifest["settings"]["engine"] == "ScriptedEngine"
+    assert manifest["settings"]["engine"] == "hf", "an engine without a name is taken for it"
     assert "engine" not in manifest
-    del manifest["settings"]["engine"]
+    del manifest["settings"]["engine"], manifest["settings"]["features"]
     assert recorded_engines(manifest) == Engines()
     (run.path / "run.json").write_text(json.dumps(manifest))
     with pytest.raises(RunMismatchError, match="engine: 'hf' there, 'vllm' now"):
@@ -213,7 +213,7 @@ def test_a_runs_own_engine_is_that_of_its_evaluation():
     assert recorded_engines(manifest, engine="hf") == Engines()
     server = {"settings": {"engine": "openai"}, "engine": {"base_url": "http://h/v1", "served_model": None}}
     assert recorded_engines(server, engine=None).base_url == "http://h/v1"
-    assert recorded_engines({"settings": {"engine": "ScriptedEngine"}}) == Engines()
+    assert recorded_engines({"settings": {"engine": "of a user"}}) == Engines()
 
 
 def test_opening_an_engine_loads_weights_only_for_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch):

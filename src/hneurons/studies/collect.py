@@ -61,15 +61,13 @@ class Tools:
 
     @property
     def engine_name(self) -> str:
-        """How a run records its engine."""
-        if isinstance(self.engine, OtherEngine):
-            return self.engine.name
-        return HF if self.engine is None else type(self.engine).__name__
+        """How a run records its engine; one without a name is transformers, here or on other machines."""
+        return str(getattr(self.engine, "name", HF))
 
     @property
     def features_name(self) -> str:
         """How a run records what measured its features."""
-        return HF if self.extractor is None else str(getattr(self.extractor, "name", type(self.extractor).__name__))
+        return str(getattr(self.extractor, "name", HF))
 
 
 class Collection:
