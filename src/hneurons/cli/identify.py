@@ -137,7 +137,6 @@ def find(
     progress = TerminalProgress()
     # Look at the questions before the model: a slip in the file shows at once, not after a long load.
     asked = read_questions(questions, progress, limit=settings.limit, seed=settings.seed, **(reading or {}))
-    progress.say(f"Loading {model}")
     from hneurons.studies.engines import Engines, engine_args, open_engine
     from hneurons.studies.identify import identify as study
     from hneurons.studies.judging import Judging, open_tools
@@ -145,6 +144,7 @@ def find(
     named = dict(engines or {})
     args = engine_args(named.pop("args", None))
     chosen = Engines(args=args, **named)
+    progress.say(f"Loading {model}")
     with (
         open_engine(chosen, model, loading or {}, progress.say) as opened,
         open_tools(judging or Judging(), out / "judge-cache", asked.questions, settings.samples, progress.say) as tools,
