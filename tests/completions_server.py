@@ -40,7 +40,7 @@ class CompletionsServer:
                 pass
 
             def do_GET(self) -> None:
-                owner.headers.append(dict(self.headers.items()))
+                owner.headers.append({name.lower(): value for name, value in self.headers.items()})
                 if owner.names is None:
                     self.send(404, {"error": {"message": "not found"}})
                 else:

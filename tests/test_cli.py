@@ -7,15 +7,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import planted
 import tiny
+from completions_server import CompletionsServer, completion
 from fake_run import write_run
 from hneurons import cli
 from hneurons.models import demo
 from hneurons.runfolder import RunFolder
+from hneurons.types import Question
 
 COMMANDS = [
     "demo", "identify", "evaluate", "impact", "origin", "export", "chat", "serve", "score", "report", "verify", "pull",
@@ -196,6 +199,54 @@ def test_a_wrong_value_is_status_2_and_one_line(hneurons, option: str, value: st
     assert result.status == 2
     assert "Usage" in result.err or "--help" in result.error
     assert option.strip("-").replace("-", "_") in result.err.replace("-", "_")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--engine", "sglang"], "hf, vllm, openai"),
+        (["--engine", "openai"], "--base-url"),
+        (["--base-url", "http://localhost:8000/v1"], "--engine openai"),
+        (["--engine", "vllm", "--engine-arg", "max_model_len"], "max_model_len=4096"),
+        (["--engine", "openai", "--base-url", "http://h/v1", "--features", "vllm"], "--engine vllm"),
+    ],
+)
+def test_a_wrong_engine_is_status_2_and_one_line(hneurons, options: list[str], words: str):
+    result = hneurons("identify", "no/model", *options)
+    assert result.status == 2
+    assert words in result.error
+
+
+def test_identify_through_a_server(hneurons, folder: Path, tmp_path: Path):
+    pytest.importorskip("openai", reason="needs the extra `judge`")
+    model, questions = tiny.study(), tiny.write_questions(tmp_path / "cities.jsonl", 80)
+    listed = [json.loads(line) for line in questions.read_text().splitlines()]
+    texts = {
+        tuple(model.prompt_ids(row["question"])): tiny.half_right(
+            Question(row["id"], row["question"], tuple(row["answers"])), 0
+        )
+        for row in listed
+    }  # fmt: skip
+
+    def say(body: dict[str, Any]) -> Any:
+        text = texts[tuple(body["prompt"])]
+        ids = [*model.tokenizer.encode(text, add_special_tokens=False), 2]
+        return completion(text, [-0.5 - 0.1 * i for i in range(len(ids))], ids=ids)
+
+    with CompletionsServer(say, names=["served"]) as server:
+        common = [
+            "identify", folder, "--questions", questions, "--out", tmp_path / "out", "--samples", "2", "--C", "1",
+            "--engine", "openai", "--base-url", server.url,
+        ]  # fmt: skip
+        result = hneurons(*common)
+        assert result.status == 0
+        assert "Verdict: " in result.out
+        asked = len(server.requests)
+        assert hneurons(*common).status == 0
+        assert len(server.requests) == asked  # the second call found everything done
+    manifest = json.loads((tmp_path / "out/run.json").read_text())
+    assert manifest["settings"]["engine"] == "openai"
+    assert manifest["engine"]["base_url"] == server.url
 
 
 # -- failures -----------------------------------------------------------------------------------------

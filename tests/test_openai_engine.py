@@ -36,8 +36,22 @@ def with_ids(model: Outline, text: str = PARIS) -> Reply:
     return completion(text, [-0.25 - i for i in range(len(ids))], ids=ids)
 
 
-def engine(model: Outline, server: CompletionsServer, served: str | None = None, **options: Any) -> OpenAIEngine:
-    return OpenAIEngine(model, server.url, served, {"retries": 1, "timeout": 5, **options})
+MADE: list[OpenAIEngine] = []
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """Whatever engines a test makes."""
+    yield
+    while MADE:
+        MADE.pop().close()
+
+
+def engine(
+    model: Outline, server: CompletionsServer, served: str | None = None, *, dial: bool = False, **options: Any
+) -> OpenAIEngine:
+    MADE.append(OpenAIEngine(model, server.url, served, {"retries": 1, "timeout": 5, **options}, dial=dial))
+    return MADE[-1]
 
 
 def texts_alone(text: str, logprobs: list[float] | None) -> Any:
@@ -115,7 +129,7 @@ def test_alphas_go_out_only_where_the_plugin_is_said_to_be(model: Outline, serve
     with pytest.raises(UsageError, match="turns no neurons"):
         engine(model, server).sample(turned, SHORT)
     assert not server.requests
-    OpenAIEngine(model, server.url, dial=True).sample(turned, SHORT)
+    engine(model, server, dial=True).sample(turned, SHORT)
     assert server.requests[0]["vllm_xargs"] == {"hneurons": '{"alpha": 0.5}'}
 
 
@@ -184,9 +198,9 @@ def test_what_cannot_be_used_is_one_clear_line(model: Outline, server: Completio
 
 def test_a_server_that_does_not_answer_is_one_clear_line(model: Outline):
     with CompletionsServer(lambda _: refusal(500)) as gone:
-        url = gone.url
+        made = engine(model, gone, retries=0)
     with pytest.raises(ServiceError, match=r"Can't reach 127\.0\.0\.1"):
-        OpenAIEngine(model, url, options={"retries": 0}).sample(ASKED, SHORT)
+        made.sample(ASKED, SHORT)
 
 
 def test_the_served_name_is_looked_up(model: Outline, server: CompletionsServer):
@@ -230,7 +244,7 @@ def test_the_key_comes_from_the_environment_and_is_in_no_error(
     made = engine(model, server, key_env="MY_KEY")
     with pytest.raises(ServiceError) as caught:
         made.sample(ASKED[:1], SHORT)
-    assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
+    assert server.headers[0]["authorization"] == f"Bearer {KEY}"
     assert KEY not in str(caught.value)
     assert "[key]" in str(caught.value)
     assert KEY not in repr(made.setup)

@@ -23,7 +23,7 @@ ARGS = {"kv_cache_memory_bytes": 400 << 20}
 GREEDY = Sampling(temperature=0.0, max_new_tokens=24)
 DRAWN = Sampling(temperature=0.8, max_new_tokens=16, seed=7)
 STUDY = IdentifySettings(
-    samples=3, temperature=0.3, max_new_tokens=16, per_class=30, limit=96, chunk=32, folds=2, train=0.4,
+    samples=3, temperature=0.3, max_new_tokens=16, per_class=24, limit=72, chunk=24, folds=2, train=0.4,
     validation=0.4, random_sets=2, bootstrap=100, path_points=5, refits=2,
 )  # fmt: skip
 

@@ -148,16 +148,17 @@ def find(
     progress = TerminalProgress()
     # Look at the questions before the model: a slip in the file shows at once, not after a long load.
     asked = read_questions(questions, progress, limit=settings.limit, seed=settings.seed, **(reading or {}))
-    progress.say(f"Loading {model}")
     from hneurons.studies.engines import Engines, engine_args, open_engine
     from hneurons.studies.identify import identify as study
     from hneurons.studies.judging import Judging, open_tools
 
     named = dict(engines or {})
     args = engine_args(named.pop("args", None))
+    chosen = Engines(args=args, **named)
+    progress.say(f"Loading {model}")
     judging, asks = judging or Judging(), (asked.questions, settings.samples, progress.say)
     with (
-        open_engine(Engines(args=args, **named), model, loading or {}, progress.say) as made,
+        open_engine(chosen, model, loading or {}, progress.say) as made,
         open_tools(judging, out / "judge-cache", *asks, made.engine, made.extractor) as tools,
         opened(cluster, made.model, progress, loading) as over,
     ):
