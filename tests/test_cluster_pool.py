@@ -185,9 +185,22 @@ def test_no_room_on_any_node_is_an_error_after_a_while():
 
 
 def test_one_replica_is_enough_while_others_wait_for_room():
-    with Nodes(loads=lambda number: number == 0).pool(3, patience=0.0) as pool:
+    alive, asked = threading.Event(), threading.Semaphore(0)
+
+    def loads(number: int) -> bool:
+        if number:
+            alive.wait(20)
+            asked.release()
+        return number == 0
+
+    nodes = Nodes(loads=loads)
+    with nodes.pool(3, patience=0.0) as pool:
         pool.about()
+        alive.set()
+        for _ in range(20):  # they are asked again and again, and none gives up
+            assert asked.acquire(timeout=20)
         assert results([pool.submit(say_number(str(i))) for i in range(5)]) == [f"{i} by 0" for i in range(5)]
+    assert nodes.said == ["A replica is ready on node0: 1 of 3."]
 
 
 def test_leaving_stops_every_replica_and_wakes_whoever_waits():
@@ -201,11 +214,11 @@ def test_leaving_stops_every_replica_and_wakes_whoever_waits():
 
         running, queued = pool.submit(Do("hang", hang)), pool.submit(say_number("never"))
         assert inside.wait(20)
+    assert all(worker.ended.is_set() for worker in nodes.started)
     for future in (running, queued, pool.submit(say_number("late"))):
         with pytest.raises(ClusterError, match="was left"):
             future.result(20)
     assert not [thread for thread in pool._threads if thread.is_alive()]
-    assert all(worker.ended.is_set() for worker in nodes.started)
 
 
 # -- shares of a cluster ------------------------------------------------------------------------------

@@ -143,6 +143,7 @@ def test_a_node_without_room_for_a_replica(model: StudyModel, nodes: Nodes):
 
 def test_a_cluster_may_be_reached_as_a_client(nodes: Nodes, model: StudyModel):
     pytest.importorskip("grpc", reason="needs ray[client]")
+    pytest.importorskip("aiohttp_cors", reason="a head that takes clients needs ray[default]")
     requests = [Request(Question("a", "Who?", ("x",)), sample) for sample in range(4)]
     with open_cluster(nodes.client, model, replicas=1) as cluster:
         engine = cluster.tools(Tools()).engine
