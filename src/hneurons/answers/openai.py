@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
@@ -126,17 +127,19 @@ class OpenAIEngine:
     def _connected(self) -> Connection:
         """The connection; when it is made, the server is asked for the name of the model."""
         if self._connection is None:
-            connection = Connection(self._where, ServiceError, DOCS)
-            failure = None
-            try:
-                names = [str(each.id) for each in connection.client.models.list().data]
-            except connection.openai.OpenAIError as error:
-                names, failure = [], connection.failure(error)
-            if failure is not None and failure.status != 404:  # some servers don't list what they serve
-                connection.close()
-                raise failure.error
-            self._served = self._choose(names)
-            self._connection = connection
+            with ExitStack() as stack:
+                connection = Connection(self._where, ServiceError, DOCS)
+                stack.callback(connection.close)  # unless all goes well
+                failure = None
+                try:
+                    names = [str(each.id) for each in connection.client.models.list().data]
+                except connection.openai.OpenAIError as error:
+                    names, failure = [], connection.failure(error)
+                if failure is not None and failure.status != 404:  # some servers don't list what they serve
+                    raise failure.error
+                self._served = self._choose(names)
+                self._connection = connection
+                stack.pop_all()
         return self._connection
 
     def _choose(self, names: list[str]) -> str:
