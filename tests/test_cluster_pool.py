@@ -88,12 +88,17 @@ def test_a_shard_that_ends_every_replica_it_meets_is_given_up():
 def test_replicas_lost_while_idle_are_no_fault_of_the_next_shard():
     nodes = Nodes(loads=lambda number: number < 5)  # and nobody takes the place of those
     with nodes.pool(5) as pool:
-        both = threading.Barrier(5)
-        results([pool.submit(Do(str(i), lambda _: both.wait(20))) for i in range(5)])
+        all_here, go = threading.Barrier(5), threading.Event()
+        futures = [pool.submit(Do(str(i), lambda number: all_here.wait(20) * 0 + number)) for i in range(5)]
+        members = dict(future.result(20) for future in futures)
+        busy = pool.submit(Do("busy", lambda _: go.wait(20)), members[4])
         for worker in nodes.started[:4]:
             worker.ended.set()
-        assert results([pool.submit(say_number(str(i))) for i in range(9)]) == [f"{i} by 4" for i in range(9)]
-        assert 0 < pool.lost <= 4
+        shard = pool.submit(say_number("shard"), members[0])
+        while pool.lost < 4:  # it meets one after the other
+            assert not shard.done(), shard.exception()
+        go.set()
+        assert results([busy, shard]) == [True, "shard by 4"]
     assert not any("done again" in line for line in nodes.said)
 
 
