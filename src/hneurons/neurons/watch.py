@@ -165,8 +165,8 @@ class _Pass:
     """What is known of the pass that is running.
 
     Where every row has one token, as in generation, z and h are only kept, and read all at once when the last layer
-    has run: two small operations a layer, between matrix products that drive all else out of the caches, cost about
-    one per cent of such a pass. A model that writes into z or h meanwhile is found out in its first such pass, and
+    has run: two small operations a layer, between matrix products that drive all else out of the caches, cost more.
+    A model that writes into z or h meanwhile is found out in its first such pass, and
     read layer by layer from then on; so are mixtures, and layers on several devices.
     """
 
