@@ -110,7 +110,8 @@ def test_a_choice_gets_its_risks(llama: StudyModel, card: Card):
     asked: Any = {"messages": [{"role": "user", "content": "What is the capital of France?"}], **ASKED}
     sent, data = call(server, asked)
     assert json.loads(server.got) == asked
-    assert dict(sent[0]["headers"])[b"content-length"] == str(len(data)).encode()
+    lengths = [value for name, value in sent[0]["headers"] if name == b"content-length"]
+    assert lengths == [str(len(data)).encode()]
     found = json.loads(data)["choices"][0]
     told = found.pop("hneurons")
     assert found == choice
