@@ -262,12 +262,17 @@ def test_no_node_with_room_for_a_replica():
 
 @pytest.fixture
 def ray_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Ray that is never asked."""
+    """A Ray that finds no cluster on this machine; others it is never asked for."""
 
     class Ray:
         @staticmethod
         def is_initialized() -> bool:
             return False
+
+        @staticmethod
+        def init(address: str, **_: Any) -> None:
+            assert address == "auto"
+            raise ConnectionError("Could not find any running Ray instance.\nPlease specify one.")
 
     monkeypatch.setattr("hneurons.cluster.onray.need", lambda package, extra: Ray)
 
@@ -316,6 +321,15 @@ def test_an_address_that_takes_a_connection_and_says_nothing(monkeypatch: pytest
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(ClusterError, match=f"Nothing answers at {address} .*timed out"), connected(address):
             pass
+
+
+@pytest.mark.usefixtures("ray_or_not")
+def test_no_cluster_on_this_machine():
+    with (
+        pytest.raises(ClusterError, match=r"no Ray cluster to work with at 'auto'.*instance. Please"),
+        connected("auto"),
+    ):
+        pass
 
 
 def test_without_ray(monkeypatch: pytest.MonkeyPatch):
