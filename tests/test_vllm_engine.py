@@ -17,6 +17,7 @@ from hneurons.errors import (
     MissingExtraError,
     NumericError,
     PromptTooLongError,
+    ServiceError,
     UnsupportedModelError,
     UsageError,
 )
@@ -222,6 +223,7 @@ def test_arguments_of_a_model_on_a_cpu(outline: Outline, folder: Path):
     assert made["kv_cache_memory_bytes"] == CPU_CACHE
     assert made["enforce_eager"] is True
     assert "revision" not in made
+    assert made["enable_chunked_prefill"] is False
 
 
 def test_arguments_that_are_given_come_first(outline: Outline):
@@ -280,6 +282,16 @@ def test_what_vllm_raises_is_one_line(outline: Outline, no_vllm: Any, raised: Ex
     with pytest.raises(error, match=words) as caught:
         VLLMEngine(outline).sample(ASKED, SHORT)
     assert "\n" not in str(caught.value)
+
+
+def test_what_vllm_raises_while_it_samples_is_one_line(outline: Outline, fakes: Fakes):
+    def fail(prompt: Any, wanted: Any) -> Any:
+        raise RuntimeError("worker died\nout of memory")
+
+    fakes.say = fail
+    with pytest.raises(ServiceError, match="worker died out of memory") as caught:
+        VLLMEngine(outline, start=fakes).sample(ASKED, SHORT)
+    assert "same command again" in caught.value.remedy
 
 
 def test_without_vllm_the_extra_is_named(outline: Outline, monkeypatch: pytest.MonkeyPatch):

@@ -90,6 +90,7 @@ def test_logprobs_are_at_temperature_one_over_the_whole_vocabulary(demo: StudyMo
 
 def test_a_response_depends_on_its_seed_alone(sampled: Any):
     assert texts(sampled["turned around"]) == texts(sampled["drawn"])
+    assert texts(sampled["crowded"]) == texts(sampled["drawn"])
     assert texts(sampled["started again"]) == texts(sampled["drawn"])[5:9]
     assert len(set(texts(sampled["drawn"]))) > len(sampled["drawn"]) / 2
     differ = [a != b for a, b in zip(texts(sampled["another seed"]), texts(sampled["drawn"]), strict=True)]

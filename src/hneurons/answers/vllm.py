@@ -16,7 +16,14 @@ from typing import Any
 
 from hneurons.answers.engine import Request, Sampling, seed_of
 from hneurons.answers.transcript import Transcript
-from hneurons.errors import HNeuronsError, NumericError, PromptTooLongError, UnsupportedModelError, UsageError
+from hneurons.errors import (
+    HNeuronsError,
+    NumericError,
+    PromptTooLongError,
+    ServiceError,
+    UnsupportedModelError,
+    UsageError,
+)
 from hneurons.extras import need
 from hneurons.models.load import StudyModel, locate
 from hneurons.models.outline import Outline
@@ -131,6 +138,7 @@ class VLLMEngine:
         Raises:
             NumericError: the model's logits are NaN.
             PromptTooLongError: prompt and response don't fit into vLLM's context.
+            ServiceError: vLLM fails.
             UsageError: an alpha other than 1 without the plugin, or a thinking budget.
         """
         if not self.dial and any(request.alpha != 1.0 for request in requests):
@@ -142,7 +150,16 @@ class VLLMEngine:
         prompts = [self._prompt(request) for request in requests]
         self._check_length(max(len(prompt["prompt_token_ids"]) for prompt in prompts), sampling)
         wanted = [self._wanted(request, sampling) for request in requests]
-        found = self.llm.generate(prompts, wanted, use_tqdm=False)
+        llm = self.llm
+        try:
+            found = llm.generate(prompts, wanted, use_tqdm=False)
+        except Exception as error:
+            # A worker out of memory, or gone: each kind of worker raises something else.
+            raise ServiceError(
+                f"vLLM failed while it sampled: {_line(error)}.",
+                "Run the same command again, which continues; if memory was short, with a smaller --engine-arg "
+                "max_num_seqs or gpu_memory_utilization.",
+            ) from error
         return [self._response(request, output) for request, output in zip(requests, found, strict=True)]
 
     def _prompt(self, request: Request) -> dict[str, Any]:
@@ -211,6 +228,9 @@ def arguments(model: StudyModel, args: Mapping[str, Any], *, dial: bool = False)
         # Graphs aren't compiled on a CPU, where that takes minutes; this package's hooks would be skipped by them.
         "enforce_eager": on_cpu or dial,
     }
+    if on_cpu:
+        # vLLM winds a request's own random numbers back when its prompt was cut, which generators on a CPU can't do.
+        usual["enable_chunked_prefill"] = False
     if on_cpu and "gpu_memory_utilization" not in args:
         usual["kv_cache_memory_bytes"] = CPU_CACHE
     fixed: dict[str, Any] = {
