@@ -12,7 +12,7 @@ import pytest
 import tiny
 from hneurons.answers import vllm as engine_module
 from hneurons.answers.engine import OtherEngine, Request, Sampling, seed_of
-from hneurons.answers.vllm import CONTEXT, CPU_CACHE, VLLMEngine, arguments, check_version
+from hneurons.answers.vllm import CONTEXT, CPU_BLOCK, CPU_CACHE, VLLMEngine, arguments, check_version
 from hneurons.errors import (
     MissingExtraError,
     NumericError,
@@ -224,6 +224,7 @@ def test_arguments_of_a_model_on_a_cpu(outline: Outline, folder: Path):
     assert made["enforce_eager"] is True
     assert "revision" not in made
     assert made["enable_chunked_prefill"] is False
+    assert made["block_size"] == CPU_BLOCK < 128
 
 
 def test_arguments_that_are_given_come_first(outline: Outline):

@@ -35,6 +35,8 @@ CONTEXT = 4096
 """Tokens of prompt and response together, where the model allows as many and `max_model_len` doesn't say otherwise."""
 CPU_CACHE = 1 << 30
 """Bytes of the key-value cache on a CPU, where vLLM's share of the memory is that of the whole machine."""
+CPU_BLOCK = 32
+"""Tokens of a block of the cache on a CPU: the fewest that its kernels take."""
 EXTENSION = "hneurons"
 """Key of this package's settings among those of a request."""
 
@@ -231,6 +233,8 @@ def arguments(model: StudyModel, args: Mapping[str, Any], *, dial: bool = False)
     if on_cpu:
         # vLLM winds a request's own random numbers back when its prompt was cut, which generators on a CPU can't do.
         usual["enable_chunked_prefill"] = False
+        # Whole blocks of a prompt are shared by its samples, and on a CPU vLLM's own are longer than most questions.
+        usual["block_size"] = CPU_BLOCK
     if on_cpu and "gpu_memory_utilization" not in args:
         usual["kv_cache_memory_bytes"] = CPU_CACHE
     fixed: dict[str, Any] = {
