@@ -14,10 +14,11 @@ import torch
 import fake_vllm as fake
 from cards import probe
 from hneurons.errors import CardError, UnsupportedModelError, UsageError
+from hneurons.extras import check_vllm
 from hneurons.neurons.card import Card
 from hneurons.vllm.asked import Asked, asked, card_of_environment, default_alpha
 from hneurons.vllm.dial import KEPT, Turner, outside
-from hneurons.vllm.engine import check_card, check_engine, check_extension, check_version
+from hneurons.vllm.engine import check_card, check_engine, check_extension
 from hneurons.vllm.plugin import attach
 from hneurons.vllm.risks import gathered
 from hneurons.vllm.rows import Passes
@@ -271,12 +272,12 @@ def test_names_that_clients_know(name: str, expected: tuple[str, int]):
 @pytest.mark.parametrize("version", ["0.31.9", "0.33.0", "1.0.0", "dev", "0.3"])
 def test_versions_that_were_not_tested_are_refused(version: str):
     with pytest.raises(UsageError, match=rf"vLLM {version} is outside .*>=0.32,<0.33"):
-        check_version(version)
+        check_vllm(version)
 
 
 def test_tested_versions():
     for version in ("0.32.0", "0.32.1.post2+cpu"):
-        check_version(version)
+        check_vllm(version)
 
 
 def config(**changes: Any) -> Any:

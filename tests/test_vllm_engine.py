@@ -12,7 +12,7 @@ import pytest
 import tiny
 from hneurons.answers import vllm as engine_module
 from hneurons.answers.engine import OtherEngine, Request, Sampling, seed_of
-from hneurons.answers.vllm import CONTEXT, CPU_BLOCK, CPU_CACHE, VLLMEngine, arguments, check_version
+from hneurons.answers.vllm import CONTEXT, CPU_BLOCK, CPU_CACHE, VLLMEngine, arguments
 from hneurons.errors import (
     MissingExtraError,
     NumericError,
@@ -21,6 +21,7 @@ from hneurons.errors import (
     UnsupportedModelError,
     UsageError,
 )
+from hneurons.extras import check_vllm
 from hneurons.models.load import load_model
 from hneurons.models.outline import Outline, load_outline
 from hneurons.types import Question
@@ -259,12 +260,12 @@ def test_setup_tells_arguments_and_no_secret(outline: Outline):
 @pytest.mark.parametrize("found", ["0.31.1", "0.33.0", "1.0.0", "0.3.2", "dev"])
 def test_a_version_that_was_never_tested_is_refused(found: str):
     with pytest.raises(UsageError, match=r"tested with 0\.32"):
-        check_version(found)
+        check_vllm(found)
 
 
 def test_the_tested_version_passes():
-    check_version("0.32.0")
-    check_version("0.32.7+cpu")
+    check_vllm("0.32.0")
+    check_vllm("0.32.7+cpu")
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,13 @@ def features(told: dict[str, Any], folder: Path) -> Any:
     """Pooled features of groups of passages."""
     from vllm import LLM
 
+    from hneurons.answers.engine import WORKER
     from hneurons.layout import Layout
     from hneurons.neurons.cett import Passage
     from hneurons.types import REGIONS
-    from hneurons.vllm.engine import EXTENSION
     from hneurons.vllm.features import VLLMExtractor
 
-    llm = LLM(told["model"], worker_extension_cls=EXTENSION, **{**COMMON, **told["engine"]})
+    llm = LLM(told["model"], worker_extension_cls=WORKER, **{**COMMON, **told["engine"]})
     layout = Layout(*(tuple(each) for each in told["layout"]))
     extractor = VLLMExtractor(llm, layout, REGIONS)
     VLLMExtractor(llm, layout, REGIONS)  # a second one finds the hooks there

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from made_up import Play
 
+from hneurons.answers.engine import WORKER
 from hneurons.neurons.card import Card
-from hneurons.vllm.engine import EXTENSION
 
 ENGINES: dict[str, tuple[dict[str, Any], str | None]] = {
-    "fine": ({"worker_extension_cls": EXTENSION}, None),
+    "fine": ({"worker_extension_cls": WORKER}, None),
     "no extension": ({}, "worker_extension_cls"),
     "compiled": ({"enforce_eager": False}, "--enforce-eager"),
     "prefix caching": ({"enable_prefix_caching": True}, "--no-enable-prefix-caching"),

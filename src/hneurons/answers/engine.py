@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 
 from hneurons.types import Question, Response
 
+EXTENSION = "hneurons"
+"""Key of this package's settings among those of a request to vLLM, and of its results in a reply."""
+WORKER = "hneurons.vllm.worker.Extension"
+"""vLLM's `worker_extension_cls`, where contributions are to be measured in its workers."""
 CLOSING = 32
 """Room for the tokens that open and close a thinking block."""
 

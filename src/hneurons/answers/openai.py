@@ -16,10 +16,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from hneurons.answers.connection import Connection, Failure, each
 from hneurons.answers.endpoint import endpoint
-from hneurons.answers.engine import Request, Sampling, seed_of
+from hneurons.answers.engine import EXTENSION, Request, Sampling, seed_of
 from hneurons.answers.text import decode
 from hneurons.answers.transcript import Transcript
-from hneurons.answers.vllm import EXTENSION
 from hneurons.errors import ServiceError, UsageError
 from hneurons.models.load import StudyModel
 from hneurons.types import Response

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hneurons.answers.engine import Request, Sampling, seed_of
+from hneurons.answers.engine import EXTENSION, WORKER, Request, Sampling, seed_of
 from hneurons.answers.transcript import Transcript
 from hneurons.errors import (
     HNeuronsError,
@@ -24,21 +24,17 @@ from hneurons.errors import (
     UnsupportedModelError,
     UsageError,
 )
-from hneurons.extras import need
+from hneurons.extras import need, need_vllm
 from hneurons.models.load import StudyModel, locate
 from hneurons.models.outline import Outline
 from hneurons.types import Response
 
-TESTED = "0.32"
-"""Series of vLLM releases that the tests run with."""
 CONTEXT = 4096
 """Tokens of prompt and response together, where the model allows as many and `max_model_len` doesn't say otherwise."""
 CPU_CACHE = 1 << 30
 """Bytes of the key-value cache on a CPU, where vLLM's share of the memory is that of the whole machine."""
 CPU_BLOCK = 32
 """Tokens of a block of the cache on a CPU: the fewest that its kernels take."""
-EXTENSION = "hneurons"
-"""Key of this package's settings among those of a request."""
 
 Start = Callable[[dict[str, Any]], Any]
 """Makes vLLM's `LLM` of its arguments."""
@@ -205,7 +201,7 @@ class VLLMEngine:
 MEASURING = {
     "enforce_eager": True,
     "enable_prefix_caching": False,
-    "worker_extension_cls": "hneurons.vllm.worker.Extension",
+    "worker_extension_cls": WORKER,
 }
 """Arguments of a vLLM whose workers measure contributions: compiled graphs skip hooks, cached prefixes pass them by."""
 UNTOLD = ("trust_remote_code", "hf_token")
@@ -254,8 +250,7 @@ def _start(args: dict[str, Any]) -> Any:
     # Only what goes wrong, and not among a command's output.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-    vllm = need("vllm", "vllm")
-    check_version(str(vllm.__version__))
+    vllm = need_vllm()
     try:
         return vllm.LLM(**args)
     except HNeuronsError:
@@ -269,16 +264,6 @@ def _start(args: dict[str, Any]) -> Any:
             "Give it other arguments with --engine-arg (max_model_len, gpu_memory_utilization, kv_cache_memory_bytes, "
             "tensor_parallel_size), or use --engine hf.",
         ) from error
-
-
-def check_version(found: str) -> None:
-    """Refuse a vLLM that was never tested with this package.
-
-    Raises:
-        UsageError: it is of another series.
-    """
-    if not found.startswith(f"{TESTED}."):
-        raise UsageError(f"vLLM {found} is installed; this package is tested with {TESTED}.", "Install it: make vllm.")
 
 
 def _line(error: Exception) -> str:

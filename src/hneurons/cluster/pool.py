@@ -5,7 +5,7 @@ on. Ray Data makes new actors for every call, so that each round of sampling wou
 shard that ends its worker out again without end. And an actor that Ray restarts itself keeps its shard while it waits
 for a node that may never come back.
 
-What a replica is, and how it is lost, is the business of a `Worker`: Ray's in ray.py, scripted ones in the tests.
+What a replica is, and how it is lost, is the business of a `Worker`: Ray's in onray.py, scripted ones in the tests.
 """
 
 from __future__ import annotations

@@ -165,9 +165,9 @@ class _Pass:
     """What is known of the pass that is running.
 
     Where every row has one token, as in generation, z and h are only kept, and read all at once when the last layer
-    has run: two small operations a layer, between matrix products that drive all else out of the caches, cost more.
-    A model that writes into z or h meanwhile is found out in its first such pass, and
-    read layer by layer from then on; so are mixtures, and layers on several devices.
+    has run: two small operations a layer, between matrix products that drive all else out of the caches, cost more. A
+    model that writes into z or h meanwhile is found out in its first such pass, and read layer by layer from then on;
+    so are mixtures, and layers on several devices.
     """
 
     def __init__(self, watcher: Watcher, see: See) -> None:

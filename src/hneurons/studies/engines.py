@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any
 
 from hneurons.answers.engine import Engine
@@ -21,8 +20,6 @@ from hneurons.types import Region
 VLLM, OPENAI = "vllm", "openai"
 ENGINES = (HF, VLLM, OPENAI)
 FEATURES = (HF, VLLM)
-USUAL_FEATURES = HF
-"""Where the features of a run come from whose responses another engine sampled."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class Engines:
 
     engine: str = HF
     features: str | None = None
-    """What measures contributions, `hf` or `vllm`; None: the usual."""
+    """What measures contributions, `hf` or `vllm`; None: hf."""
     base_url: str | None = None
     served_model: str | None = None
     key_env: str | None = None
@@ -55,7 +52,7 @@ class Engines:
     @property
     def in_vllm(self) -> bool:
         """Whether the features come from vLLM, so that transformers never loads the weights."""
-        return (self.features or (USUAL_FEATURES if self.engine == VLLM else HF)) == VLLM
+        return self.features == VLLM
 
 
 @dataclass(frozen=True)
@@ -116,8 +113,9 @@ class InVLLM:
 
     def __call__(self, regions: Sequence[Region]) -> Extractor:
         """The extractor over those regions; starts vLLM so that it can measure."""
-        features: Any = import_module("hneurons.vllm.features")
-        return features.VLLMExtractor(self.engine.measuring, self.model.layout, regions)
+        from hneurons.vllm.features import VLLMExtractor
+
+        return VLLMExtractor(self.engine.measuring, self.model.layout, regions)
 
 
 def recorded_engines(manifest: Json, **given: Any) -> Engines:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from hneurons.answers.engine import EXTENSION
 from hneurons.errors import UsageError
 from hneurons.neurons.card import Card
 from hneurons.neurons.dial import checked_alpha
 
-KEY = "hneurons"
+KEY = EXTENSION
 """Of the extra argument."""
 CARD = "HNEURONS_CARD"
 """The environment variable that names the card: neurons.json, or the run folder that holds it."""

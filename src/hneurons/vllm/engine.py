@@ -1,4 +1,4 @@
-"""What an engine must be for hooks to be right: a version that was tested, eager, and batches whose order is known.
+"""What an engine must be for hooks to be right: eager, and with batches whose order is known.
 
 Each of these gives wrong numbers without an error in an engine that doesn't fulfil it, so each is refused.
 """
@@ -8,29 +8,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from hneurons.answers.engine import WORKER
 from hneurons.errors import CardError, UsageError
 from hneurons.neurons.card import Card
-
-TESTED = ((0, 32), (0, 33))
-"""vLLM from the first of these versions on, before the second."""
-EXTENSION = "hneurons.vllm.worker.Extension"
-"""What to give as `worker_extension_cls`, so that features can be measured in an engine's workers."""
-
-
-def check_version(version: str) -> None:
-    """Refuse a vLLM that these hooks weren't tested with.
-
-    Raises:
-        UsageError: it is too old or too new.
-    """
-    found = re.match(r"(\d+)\.(\d+)", version)
-    first, end = TESTED
-    if not found or not first <= (int(found[1]), int(found[2])) < end:
-        low, high = (".".join(map(str, each)) for each in TESTED)
-        raise UsageError(
-            f"vLLM {version} is outside the range that hneurons was tested with (>={low},<{high}).",
-            f"Install vLLM {low}, or serve a LoRA export, which needs nothing of hneurons in the server.",
-        )
 
 
 def check_engine(config: Any, *, prefix_caching: bool = False) -> None:
@@ -101,10 +81,10 @@ def check_extension(config: Any) -> None:
     """Refuse an engine whose workers can't measure.
 
     Raises:
-        UsageError: it was started without `EXTENSION`.
+        UsageError: it was started without `WORKER`.
     """
-    if config.parallel_config.worker_extension_cls != EXTENSION:
+    if config.parallel_config.worker_extension_cls != WORKER:
         raise UsageError(
             "This vLLM engine was started without hneurons' worker extension.",
-            f"Start it with worker_extension_cls={EXTENSION!r}.",
+            f"Start it with worker_extension_cls={WORKER!r}.",
         )

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hneurons.errors import NumericError, UnsupportedModelError, UsageError
-from hneurons.extras import need
+from hneurons.extras import need, need_vllm
 from hneurons.layout import Layout
 from hneurons.neurons.blocks import BlockFeatures
 from hneurons.neurons.cett import Passage
 from hneurons.types import REGIONS, Region
-from hneurons.vllm.engine import check_engine, check_extension, check_version
+from hneurons.vllm.engine import check_engine, check_extension
 from hneurons.vllm.pooling import KEY, unpack
 
 
@@ -24,7 +24,7 @@ class VLLMExtractor:
     """Mean contribution of every neuron over each region, like `PooledExtractor`, from a vLLM engine's passes.
 
     Args:
-        llm: a `vllm.LLM`, eager, without prefix caching, with `worker_extension_cls=hneurons.vllm.engine.EXTENSION`.
+        llm: a `vllm.LLM`, eager, without prefix caching, with `worker_extension_cls=hneurons.answers.engine.WORKER`.
         layout: where the model's neurons are.
         regions: what to average over.
 
@@ -34,7 +34,7 @@ class VLLMExtractor:
     """
 
     def __init__(self, llm: Any, layout: Layout, regions: Sequence[Region] = REGIONS) -> None:
-        check_version(need("vllm", "vllm").__version__)
+        need_vllm()
         config = llm.llm_engine.vllm_config
         check_engine(config)
         check_extension(config)

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from hneurons.errors import HNeuronsError
-from hneurons.extras import need
+from hneurons.extras import need, need_vllm
 from hneurons.neurons.card import Card
 from hneurons.vllm.asked import KEY, Asked, asked, card_of_environment, default_alpha
 from hneurons.vllm.dial import Turner
-from hneurons.vllm.engine import check_card, check_engine, check_version
+from hneurons.vllm.engine import check_card, check_engine
 from hneurons.vllm.rows import Passes
 
 TRIED = 8
@@ -35,7 +35,7 @@ def register() -> None:
     card = card_of_environment()
     if card is None:
         return
-    check_version(need("vllm", "vllm").__version__)
+    need_vllm()
     default = default_alpha()
     # Before vLLM chooses; an engine for which the user chose the newer one is refused.
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
