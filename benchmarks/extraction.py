@@ -9,15 +9,13 @@ the model once instead of once an example: `as in a run` has that against the sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from measure import all_cpus, in_turn, options, show
 from passages import passages
 
 import hneurons as hn
 from hneurons.models.structure import backbone
-from hneurons.neurons.cett import Passage, PooledExtractor, batches
+from hneurons.neurons.cett import Beginning, Passage, PooledExtractor, batches
 from hneurons.parallel import ordered, workers
 from hneurons.types import Region
 
@@ -32,7 +30,7 @@ groups = [[texts[row] for row in rows] for rows in batches([len(passage.ids) for
 class Whole(PooledExtractor):
     """Whole passages: every token goes through the model."""
 
-    def _prefix(self, passages: Sequence[Passage]) -> None:
+    def _prefix(self, begin: Beginning) -> None:
         return None
 
 
