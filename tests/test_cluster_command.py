@@ -125,9 +125,10 @@ def tiny_question() -> Any:
     [
         (["--replicas", "2"], 2, "Replicas belong to a cluster. Add --cluster local"),
         (["--replica-gpus", "1"], 2, "Replicas belong to a cluster."),
-        (["--cluster", "nowhere"], 2, "'nowhere' is no address of a cluster. Give local, auto, HOST:PORT"),
+        (["--cluster", "nowhere"], 2, "'nowhere' is no address of a cluster. Give local, auto or HOST:PORT"),
         (["--cluster", "127.0.0.1:1"], 1, "Nothing answers at 127.0.0.1:1"),
-        (["--cluster", "ray://127.0.0.1:1"], 1, "ray start --head"),
+        (["--cluster", "127.0.0.1:1"], 1, "ray start --head"),
+        (["--cluster", "ray://127.0.0.1:1"], 2, "are not supported. Run this on a node of the cluster"),
     ],
 )
 @pytest.mark.parametrize("command", ["identify", "evaluate", "impact"])

@@ -139,13 +139,3 @@ def test_a_node_without_room_for_a_replica(model: StudyModel, nodes: Nodes):
         open_cluster(nodes.address, model, replica_gpus=1),
     ):
         pass
-
-
-def test_a_cluster_may_be_reached_as_a_client(nodes: Nodes, model: StudyModel):
-    pytest.importorskip("grpc", reason="needs ray[client]")
-    pytest.importorskip("aiohttp_cors", reason="a head that takes clients needs ray[default]")
-    requests = [Request(Question("a", "Who?", ("x",)), sample) for sample in range(4)]
-    with open_cluster(nodes.client, model, replicas=1) as cluster:
-        engine = cluster.tools(Tools()).engine
-        assert engine
-        assert engine.sample(requests, Sampling()) == HFEngine(model).sample(requests, Sampling())

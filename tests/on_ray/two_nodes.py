@@ -16,7 +16,6 @@ import psutil
 SRC = str(Path(__file__).parents[2] / "src")
 os.environ["PYTHONPATH"] = os.pathsep.join([SRC, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-CLIENT = 23001
 STORE = 80 * 1024 * 1024
 
 
@@ -27,12 +26,11 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         small: dict[str, Any] = {"object_store_memory": STORE, "include_dashboard": False}
-        head = {"num_cpus": 0, "ray_client_server_port": CLIENT, **small}
+        head = {"num_cpus": 0, **small}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.small = {"num_cpus": 1, "object_store_memory": STORE}
         self.nodes = [self.cluster.add_node(**self.small) for _ in range(2)]
         self.address: str = self.cluster.address
-        self.client = f"ray://127.0.0.1:{CLIENT}"
 
     def kill(self) -> None:
         """SIGKILL for the raylet of a node that has a replica, and everything that it started."""

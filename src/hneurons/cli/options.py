@@ -66,7 +66,7 @@ ClusterAddress = Annotated[
     typer.Option(
         "--cluster",
         metavar="ADDRESS",
-        help="Sample and measure on a Ray cluster: local (starts one), auto, HOST:PORT or ray://HOST:PORT.",
+        help="Sample and measure on a Ray cluster: local (starts one), auto, or HOST:PORT.",
     ),
 ]
 Replicas = Annotated[

@@ -151,7 +151,7 @@ def connected(address: str) -> Generator[Callable[[], list[dict[str, float]]]]:
     """A connection to Ray, closed at the end; gives a function for the resources of the nodes that are alive.
 
     Args:
-        address: `local` starts Ray on this machine, `auto` finds one that runs here; else host:port or ray://host:port.
+        address: `local` starts Ray on this machine, `auto` finds one that runs here; else host:port.
 
     Raises:
         ClusterError: nothing answers there, or something that is no Ray of this version.
@@ -190,9 +190,15 @@ def check_address(address: str) -> None:
     need("ray", "ray")
     if address in ("local", "auto"):
         return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
-        raise UsageError(f"{address!r} is no address of a cluster.", "Give local, auto, HOST:PORT or ray://HOST:PORT.")
+    if address.startswith("ray://"):
+        # Ray's client server starts a process for each client, which failed now and then; and Ray advises against it.
+        raise UsageError(
+            "Ray's client addresses (ray://) are not supported.",
+            "Run this on a node of the cluster, with --cluster auto or HOST:6379.",
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        raise UsageError(f"{address!r} is no address of a cluster.", "Give local, auto or HOST:PORT.")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER) as line:
             answers = os.environ.get("RAY_USE_TLS", "0") != "0" or _speaks_http2(line)

@@ -56,7 +56,7 @@ def open_cluster(
     """Replicas of `model` on the nodes of a Ray cluster, gone at the end. Only this process writes run folders.
 
     Args:
-        address: `local` starts Ray on this machine, `auto` finds one that runs here; else host:port or ray://host:port.
+        address: `local` starts Ray on this machine, `auto` finds one that runs here; else host:port.
         model: from `load_model`; every node loads it from where it came from.
         replicas: how many; one a GPU by default, one a node without GPUs.
         replica_gpus: GPUs of each; 1 by default where there are any. Several hold a larger model.
