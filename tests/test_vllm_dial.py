@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,7 @@ from hneurons.neurons.card import Card
 from hneurons.vllm.asked import Asked, asked, card_of_environment, default_alpha
 from hneurons.vllm.dial import KEPT, Turner, outside
 from hneurons.vllm.engine import check_card, check_engine, check_extension
-from hneurons.vllm.plugin import attach
+from hneurons.vllm.plugin import BODIES, attach, refuse_beams
 from hneurons.vllm.risks import gathered
 from hneurons.vllm.rows import Passes
 
@@ -331,3 +332,21 @@ def test_a_card_of_another_architecture_is_refused():
     check_card(config(model_config__architectures=["AForConditionalGeneration"]), text)
     with pytest.raises(CardError, match="of a A; vLLM serves a LlamaForCausalLM"):
         check_card(config(model_config__architectures=["LlamaForCausalLM"]), CARD)
+
+
+def test_beams_that_ask_are_refused_and_others_are_not(monkeypatch: pytest.MonkeyPatch):
+    module = next(iter(BODIES))
+
+    class Body(SimpleNamespace):
+        def to_beam_search_params(self, tokens: int) -> int:
+            return tokens
+
+    monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{BODIES[module]: Body}))
+    error = type("VLLMValidationError", (ValueError,), {"__init__": lambda self, text, parameter: None})
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "vllm.exceptions", SimpleNamespace(VLLMValidationError=error))
+    refuse_beams()
+    assert Body(vllm_xargs=None).to_beam_search_params(3) == 3
+    assert Body(vllm_xargs={"other": 1}).to_beam_search_params(3) == 3
+    with pytest.raises(error):
+        Body(vllm_xargs={"hneurons": "{}"}).to_beam_search_params(3)

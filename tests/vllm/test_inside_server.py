@@ -161,6 +161,17 @@ def test_nonsense_gets_a_400_that_says_why(server: str, told: str, path: str):
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+def test_beams_that_ask_are_refused_and_others_are_not(server: str, path: str):
+    """vLLM makes the requests of a beam itself, without what the client's asked for."""
+    question = {"prompt": "Who?"} if path == "completions" else {"messages": [{"role": "user", "content": "Who?"}]}
+    body: dict[str, Any] = {"use_beam_search": True, "n": 2, "max_tokens": 4, **question}
+    refused = post(server, path, **body, vllm_xargs={"hneurons": '{"alpha": 0}'})
+    assert refused.status_code == 400, refused.text
+    assert "beam search" in refused.json()["error"]["message"]
+    assert post(server, path, **body).status_code == 200
+
+
 def test_a_client_that_goes_away_leaves_the_server_as_it_was(server: str):
     body = {"model": "m", **ask("Tell me a long story.", 0.0, max_tokens=400, ignore_eos=True, stream=True)}
     with httpx.stream("POST", f"{server}/chat/completions", json=body, timeout=60) as reply:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from typing import Any
 
 import torch
@@ -23,6 +24,11 @@ from hneurons.vllm.rows import Passes
 
 TRIED = 8
 """Tokens of the start-up test."""
+BODIES = {
+    "vllm.entrypoints.openai.chat_completion.protocol": "ChatCompletionRequest",
+    "vllm.entrypoints.openai.completion.protocol": "CompletionRequest",
+}
+"""What vLLM's server reads the bodies of requests into."""
 
 
 def register() -> None:
@@ -46,6 +52,7 @@ def register() -> None:
     processor._hneurons = True
     _check_at_start(processor, card)
     _stamp_requests(processor, default)
+    refuse_beams()
     _attach_to_workers(wrapper, card)
 
 
@@ -78,6 +85,28 @@ def _stamp_requests(processor: Any, default: float) -> None:
         return request
 
     processor.process_inputs = process_inputs
+
+
+def refuse_beams() -> None:
+    """Refuse beam search that asks for the dial or the monitor: its beams are requests of vLLM's own making, without
+    what the client's asked. The classes are there in processes alone that serve."""
+    for module, name in BODIES.items():
+        body = getattr(sys.modules.get(module), name, None)
+        if body is not None:
+            body.to_beam_search_params = _without_ours(body.to_beam_search_params)
+
+
+def _without_ours(inner: Any) -> Any:
+    @functools.wraps(inner)
+    def to_beam_search_params(self: Any, *args: Any, **named: Any) -> Any:
+        if KEY in (self.vllm_xargs or {}):
+            raise need("vllm.exceptions", "vllm").VLLMValidationError(
+                f"{KEY} in vllm_xargs doesn't reach the requests of a beam search: sample instead.",
+                parameter="use_beam_search",
+            )
+        return inner(self, *args, **named)
+
+    return to_beam_search_params
 
 
 def _asked(params: Any, default: float) -> Asked:
