@@ -12,9 +12,7 @@ again and again; reading and copying both make a new array, on one thread.
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,12 +55,14 @@ def to_bytes() -> None:
 
 
 def to_auroc() -> None:
+    from real_answers import GRID, answers, aurocs, half
+
     import hneurons as hn
     from hneurons.neurons.cett import PooledExtractor, batches
 
     all_cpus()
     model = hn.load_model("smollm2-135m", device="cpu")
-    passages, wrong, groups = answers(model)
+    passages, wrong, groups = answers(model, given.quick)
     count, plan = len(passages), batches([len(passage.ids) for passage in passages], 2048)
     exact = np.zeros((count, 1, model.neurons), dtype=np.float32)
     batched = [[passages[row] for row in rows] for rows in plan]
@@ -72,41 +72,14 @@ def to_auroc() -> None:
         store = FeatureStore(Path(folder) / "features", count, model.neurons, REGIONS[:1])
         store.write(range(count), exact)
         kept = store.read(Region.ANSWER, range(count))
-    # Half to fit and half to score, by group, so that no answer is on both sides.
-    fitted = np.array([hashlib.sha256(group.encode()).digest()[0] % 2 for group in groups], dtype=bool)
-    grid = [float(c) for c in np.geomspace(1, 1000, 8)]
-    scores = [aurocs(features, wrong, fitted, grid) for features in (exact[:, 0], kept)]
+    fitted = half(groups)
+    scores = [aurocs(features, wrong, fitted) for features in (exact[:, 0], kept)]
     loss = max(before - after for before, after in zip(*scores, strict=True))
     show(
         "store: largest loss in AUROC, against float32", loss, 0.002, "max", count,
-        {"model": model.name, "C": grid, "region": "answer", "scored": int((~fitted).sum())},
+        {"model": model.name, "C": GRID, "region": "answer", "scored": int((~fitted).sum())},
         auroc_float32=scores[0], auroc_store=scores[1],
     )  # fmt: skip
-
-
-def answers(model: object) -> tuple[list, NDArray[np.bool_], Sequence[str]]:
-    """Passages, which of them are wrong, and their groups: 800 real answers; in a quick test a few, labelled anyhow."""
-    if given.quick:
-        from passages import passages
-
-        texts = passages(model, 16)
-        return texts, np.arange(16) % 2 == 0, [text.name for text in texts]
-    from real_features import real_features
-
-    from hneurons.studies.records import example_from_json, passage_of
-
-    known = real_features(800)
-    texts = [passage_of(model, example_from_json({**line, "extra": {}})) for line in known.lines]
-    return texts, known.hallucinated, known.groups.tolist()
-
-
-def aurocs(features: NDArray[np.float32], wrong: NDArray[np.bool_], fitted: NDArray[np.bool_], grid: list[float]):
-    """Held-out AUROC at each C."""
-    from hneurons.neurons.choose import auroc
-    from hneurons.neurons.probe import l1_path
-
-    fits = l1_path(features[fitted], wrong[fitted], grid)
-    return [round(auroc(wrong[~fitted], fit.score(features[~fitted])), 6) for fit in fits]
 
 
 def to_read() -> None:
