@@ -10,6 +10,7 @@ import pytest
 
 import tiny
 from hneurons.answers.engine import Request, Sampling
+from hneurons.answers.judge import AliasJudge
 from hneurons.errors import RunMismatchError, UsageError
 from hneurons.models.load import load_model
 from hneurons.models.outline import Outline, load_outline
@@ -231,3 +232,9 @@ def test_opening_an_engine_loads_weights_only_for_transformers(folder: Path, mon
         assert isinstance(opened.model, Outline)
         assert opened.model.loader is None
         assert opened.extractor
+
+
+def test_tools_and_a_judge_of_its_own_are_too_much(folder: Path, log: list[str], tmp_path: Path):
+    with pytest.raises(UsageError, match="Both `tools` and"):
+        identify(outline_of(folder, log), "starter", tmp_path / "out", tools=Tools(), judge=AliasJudge())
+    assert not (tmp_path / "out").exists()

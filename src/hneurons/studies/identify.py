@@ -68,13 +68,16 @@ def identify(
         engine: draws the responses; transformers in this process by default.
         judge: gives verdicts; `AliasJudge` by default.
         finder: marks answers; `RuleSpanFinder` by default.
-        tools: all of these in one, and what measures contributions, as another engine or a cluster gives them.
+        tools: in place of these three, all in one with what measures contributions, as another engine or a cluster
+            gives them.
         notes: sentences for the report.
         progress: bars on a terminal by default.
 
     Raises:
         HNeuronsError: one of its children (see `hneurons.errors`), with the remedy in the message.
     """
+    if tools and (engine or judge or finder):
+        raise UsageError("Both `tools` and engine, judge or finder are given.", "Put them into the `Tools`.")
     settings = settings or IdentifySettings()
     study = replace(as_study_model(model), thinking=settings.thinking is not None)
     if settings.thinking is None and left_open(study.prompt("Who?")):
