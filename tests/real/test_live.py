@@ -9,12 +9,16 @@ import torch
 
 import hneurons
 from cards import probe
+from hneurons.answers.engine import Request, Sampling
+from hneurons.answers.hf import HFEngine
+from hneurons.answers.openai import OpenAIEngine
 from hneurons.live.jobs import Done, Event, Failed, Job, Message, Piece
 from hneurons.live.monitor import Monitor
 from hneurons.live.service import BatchService
 from hneurons.models.load import StudyModel
 from hneurons.neurons.cett import Passage
 from hneurons.neurons.tokens import token_scores
+from server_tools import live
 
 pytestmark = pytest.mark.real
 QUESTIONS = (
@@ -96,3 +100,19 @@ def test_what_it_says_is_scored_as_it_was_streamed(model: StudyModel, card: Any)
     assert again.answer == done.reading.answer
     assert done.reading.answer is not None
     assert done.text[done.reading.answer.start : done.reading.answer.end] == "Paris"
+
+
+def test_the_engine_for_servers_draws_greedily_what_is_drawn_here(model: StudyModel, card: Any):
+    """`--engine openai` on `hneurons serve`, which takes and returns texts."""
+    asked = hneurons.load_questions("starter", limit=8, seed=0).questions
+    requests, greedy = [Request(question, 0) for question in asked], Sampling(temperature=0.0, max_new_tokens=24)
+    here = HFEngine(model).sample(requests, greedy)
+    with live(BatchService(model, card)) as server:
+        engine = OpenAIEngine(model, f"{server.url}/v1")
+        there = engine.sample(requests, greedy)
+        engine.close()
+    for mine, own in zip(there, here, strict=True):
+        assert (mine.question_id, mine.text, mine.finish_reason) == (own.question_id, own.text, own.finish_reason)
+        assert mine.mean_logprob == pytest.approx(own.mean_logprob, abs=0.02)  # of the end of the turn, or without
+    assert sum(mine.token_ids == own.token_ids for mine, own in zip(there, here, strict=True)) >= 6
+    assert any("no token ids" in note for note in engine.notes)
