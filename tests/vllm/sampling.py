@@ -14,6 +14,7 @@ from hneurons.answers.engine import Request, Sampling
 from hneurons.answers.vllm import VLLMEngine
 from hneurons.models.outline import load_outline
 from hneurons.settings import IdentifySettings
+from hneurons.studies.collect import Tools
 from hneurons.studies.engines import Engines, open_engine
 from hneurons.studies.identify import identify
 from hneurons.types import Response, to_json
@@ -63,5 +64,12 @@ def study(folder: Path) -> None:
         identify(opened.model, "starter", folder / "run", STUDY, engine=opened.engine)
 
 
+def measured(folder: Path) -> None:
+    """The same, measured by vLLM too: transformers never loads the weights."""
+    with open_engine(Engines("vllm", features="vllm", args=ARGS), NAME, {"device": "cpu"}) as opened:
+        tools = Tools(opened.engine, extractor=opened.extractor)
+        identify(opened.model, "starter", folder / "run", STUDY, tools=tools)
+
+
 if __name__ == "__main__":
-    {"sample": sample, "study": study}[sys.argv[1]](Path(sys.argv[2]))
+    {"sample": sample, "study": study, "measured": measured}[sys.argv[1]](Path(sys.argv[2]))

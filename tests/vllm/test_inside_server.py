@@ -17,9 +17,14 @@ import numpy as np
 import pytest
 from made_up import ALPHAS, QUESTIONS, TOKENS, greedy, prompts
 
+import hneurons
+from hneurons.answers.engine import Request, Sampling
+from hneurons.answers.openai import OpenAIEngine
 from hneurons.live.monitor import Monitor
 from hneurons.models.load import StudyModel
+from hneurons.models.outline import load_outline
 from hneurons.neurons.card import Card
+from hneurons.studies.turned import in_process
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +96,26 @@ def test_alphas_of_concurrent_clients_say_what_transformers_says(server: str, mo
         for _ in range(2):  # the second time prefixes are cached
             for (prompt, alpha), ids in zip(pairs, pool.map(one, pairs), strict=True):
                 assert ids == greedy(model, card, alpha, prompt)
+
+
+def test_the_engine_for_servers_draws_greedily_what_transformers_draws(server: str, model: StudyModel, card: Card):
+    """`--engine openai`; and with its dial, as the impact study would have it."""
+    asked = hneurons.load_questions("starter", limit=6, seed=0).questions
+    greedy = Sampling(temperature=0.0, max_new_tokens=TOKENS)
+    plain = [Request(question, 0) for question in asked]
+    turned = [Request(question, 0, alpha=alpha) for question in asked for alpha in ALPHAS]
+    outline = load_outline("smollm2-135m", device="cpu")
+    for requests, engine in (
+        (plain, OpenAIEngine(outline, server, "m")), (turned, OpenAIEngine(outline, server, dial=True))
+    ):  # fmt: skip
+        with in_process(model)([neuron.id for neuron in card.h_neurons]) as own_engine:
+            here = own_engine.sample(requests, greedy)
+        there = engine.sample(requests, greedy)
+        engine.close()
+        for mine, own in zip(there, here, strict=True):
+            assert (mine.token_ids, mine.text, mine.finish_reason) == (own.token_ids, own.text, own.finish_reason)
+            np.testing.assert_allclose(mine.logprobs, own.logprobs, atol=1e-3)
+        assert not any("no token ids" in note for note in engine.notes)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -20,6 +20,9 @@ import hneurons
 from hneurons.answers.hf import HFEngine
 from hneurons.errors import ModelNotFoundError
 from hneurons.models.load import StudyModel
+from hneurons.neurons.cett import PooledExtractor
+from hneurons.neurons.features import FeatureStore
+from hneurons.studies.records import example_from_json, passage_of
 from hneurons.types import REGIONS
 
 # This folder itself may pass for a package of that name, without an origin.
@@ -131,4 +134,21 @@ def test_a_study_ends_the_same_when_it_was_killed_while_it_sampled(demo: StudyMo
     examples = len((run.path / "examples.jsonl").read_text().splitlines())
     for region in REGIONS:
         assert np.load(run.path / f"features/{region}.npy", mmap_mode="r").shape == (examples, 46_080)
+    assert run.report.is_file()
+
+
+def test_a_study_that_vllm_measures_has_the_features_of_transformers(demo: StudyModel, tmp_path: Path):
+    finish("measured", tmp_path)
+    run = hneurons.Run(tmp_path / "run")
+    assert run.manifest["settings"]["features"] == "vllm"
+    assert {stage["state"] for stage in run.manifest["stages"].values()} == {"done"}
+    assert any("hidden states and entropies" in note for note in run.manifest["notes"])
+    lines = (run.path / "examples.jsonl").read_text().splitlines()
+    passages = [passage_of(demo, example_from_json(json.loads(line))) for line in lines]
+    own = PooledExtractor(demo, REGIONS)(passages).dense()
+    store = FeatureStore(run.path / "features", len(passages), demo.neurons, REGIONS)
+    for column, region in enumerate(REGIONS):
+        found = store.read(region, range(len(passages)))
+        np.testing.assert_allclose(found, own[:, column], rtol=2e-3, atol=1e-5)
+    assert run.card.model.id == demo.name
     assert run.report.is_file()

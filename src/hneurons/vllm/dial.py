@@ -158,7 +158,7 @@ class Turner:
             plan.calls += 1
             z: Tensor = inputs[0]
             if plan.watched is not None:
-                plan.z.append(z.index_select(0, plan.watched).index_select(1, part.read))
+                plan.z.append(z.index_select(1, part.read).index_select(0, plan.watched))
             if plan.alphas is None or not len(part.turned):
                 return None
             # Rows beyond the batch's are padding.
