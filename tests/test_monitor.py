@@ -138,6 +138,10 @@ def test_the_threshold_is_the_cards_or_ones_own():
     reading = monitor(threshold=0.0).score("Who?", "I am.")
     assert reading is not None
     assert reading.flagged
+    for threshold, flagged in ((reading.risk, True), (np.nextafter(reading.risk, 1), False)):  # from it on
+        again = monitor(threshold=float(threshold)).score("Who?", "I am.")
+        assert again is not None
+        assert (again.risk, again.flagged) == (reading.risk, flagged)
     with pytest.raises(UsageError, match="between 0 and 1"):
         monitor(threshold=float("nan"))
 
