@@ -22,7 +22,7 @@ from hneurons.questions.sources import QuestionSet
 from hneurons.results import Run
 from hneurons.settings import IdentifySettings
 from hneurons.studies.collect import Tools
-from hneurons.studies.evaluate import PROTOCOL, evaluate_run
+from hneurons.studies.evaluate import PROTOCOL, evaluate_run, loading_recorded
 from hneurons.studies.identify import identify
 from hneurons.types import Question, Response, Verdict
 
@@ -263,10 +263,11 @@ def test_the_judge_of_the_run_is_used_again(run: Path):
 
 def test_a_model_in_a_folder_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     home = tiny.save(tmp_path / "models" / "mine")
-    model = hneurons.load_model(home, device="cpu")
+    model = hneurons.load_model(home, device="cpu", ffn="model.layers.*.mlp.down_proj")
     questions = tiny.write_questions(tmp_path / "cities.jsonl", 90)
     settings = SETTINGS.model_copy(update={"per_class": 30})
     identify(model, questions, tmp_path / "run", settings, engine=tiny.ScriptedEngine(model, tiny.half_right))
+    assert loading_recorded(Run(tmp_path / "run").manifest)[1]["ffn"] == "model.layers.*.mlp.down_proj"
     monkeypatch.chdir(tmp_path / "run")  # the folder's name alone leads nowhere from here
     evaluate_run(tmp_path / "run", [asked(60)], tools=tools(model))
     moved = home.rename(tmp_path / "elsewhere")

@@ -8,6 +8,7 @@ import pytest
 
 import tiny
 from hneurons.answers.judge import AliasJudge
+from hneurons.cli.common import judging_again
 from hneurons.errors import HNeuronsError, UsageError
 from hneurons.questions.sources import QuestionSet, load_questions
 from hneurons.results import Run
@@ -116,9 +117,18 @@ def test_a_judge_that_always_says_the_same(server: LLMServer, questions: Questio
     assert (tmp_path / "out/responses.jsonl").exists()
 
 
+def usual(**given: str | None) -> dict[str, Any]:
+    return {"max_calls": None, "prompt_price": None, "completion_price": None, **given}
+
+
 def test_evaluate_asks_the_same_model_again(server: LLMServer, questions: QuestionSet, tmp_path: Path):
     run = judged(questions, tmp_path / "out", server.url, [], spans="rule")
-    assert recorded_judging(run.manifest) == Judging("llm", "rule", {"model": "j-1"})
+    where = {"base_url": server.url, "key_env": "OPENAI_API_KEY"}
+    assert recorded_judging(run.manifest) == Judging("llm", "rule", {"model": "j-1", **where})
+    assert judging_again(run.manifest, None, None, None, None, None).endpoint == usual(model="j-1", **where)
+    # A key goes where it went before, and nowhere else unless that is said.
+    other = judging_again(run.manifest, None, None, None, "http://elsewhere/v1", None)
+    assert other.endpoint == usual(model="j-1", base_url="http://elsewhere/v1", key_env=None)
     with pytest.raises(UsageError, match="asked a language model"):
         evaluate_run(run, [questions], tiny.study())
     model = tiny.study()

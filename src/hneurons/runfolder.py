@@ -211,13 +211,12 @@ class RunFolder:
         data: Json,
         notes: list[str],
         defaults: Json | None = None,
-        location: str | None = None,
-        engine: Json | None = None,
+        kept: Json | None = None,
     ) -> bool:
         """Write the manifest of a new run, or check that the folder holds the same run; True if resumed.
 
-        `defaults` of settings stand in for those that a run of an older version doesn't have. `location` is where the
-        model is, if on this disk, and `engine` how the engine outside of transformers was set up; both may change.
+        `defaults` of settings stand in for those that a run of an older version doesn't have. What is
+        `kept` beside these says how to get at the same again (the model's place, an engine, a judge); it may change.
 
         Raises:
             RunMismatchError: the folder holds a run with other settings, model or data; nothing is changed.
@@ -226,7 +225,7 @@ class RunFolder:
         if (self / "run.json").exists():
             self.load()
             self._check_same(identity, defaults or {})
-            changed = {"location": location, **({"engine": engine} if engine is not None else {})}
+            changed = kept or {}
             if {key: self.manifest.get(key) for key in changed} != changed:
                 self.manifest |= changed
                 self.save()
@@ -243,8 +242,7 @@ class RunFolder:
             "package": package_versions(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             **identity,
-            "location": location,
-            **({"engine": engine} if engine is not None else {}),
+            **(kept or {}),
             "settings_hash": hash_json(identity),
             "stages": {},
             "counts": {},

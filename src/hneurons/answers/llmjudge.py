@@ -82,7 +82,7 @@ That does not occur in the response. Copy a part of "response" character for cha
 the JSON object."""
 
 
-class _Asks:
+class Asks:
     """Something that asks a language model, and is called after it."""
 
     def __init__(self, client: LLMClient) -> None:
@@ -94,7 +94,7 @@ class _Asks:
         return self.client.name
 
 
-class LLMJudge(_Asks):
+class LLMJudge(Asks):
     """Grades responses with a language model. A `Judge` and a `BatchJudge`.
 
     UNPARSABLE stands for a blank response, which isn't sent, and for replies that never fit the schema, which
@@ -135,7 +135,7 @@ def _verdict(reply: BaseModel | None) -> Verdict:
     return Verdict(cast("Graded", reply).verdict) if reply else Verdict.UNPARSABLE
 
 
-class LLMSpanFinder(_Asks):
+class LLMSpanFinder(Asks):
     """Marks answers with a language model that quotes them. A `SpanFinder` and a `BatchSpanFinder`.
 
     A quote is aligned to the response (`align`); one that doesn't occur there is asked for once more. None stands for a

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from hneurons.cli.options import ModelPlace, RunArgument
+from hneurons.cli.options import ModelPlace, RunArgument, Trust
 
 
 def chat(
@@ -21,6 +21,7 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.7,
     threshold: Annotated[float | None, typer.Option(help="Risk from which an answer is flagged. [the card's]")] = None,
     model: ModelPlace = None,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Chat with the model of RUN in the terminal, tokens coloured by risk; /help lists the commands."""
     from rich.console import Console
@@ -34,7 +35,7 @@ def chat(
     from hneurons.live.terminal import HELP, Chat
     from hneurons.studies.evaluate import load_model_of
 
-    loaded = load_model_of(opened.manifest, TerminalProgress(), model)
+    loaded = load_model_of(opened.manifest, TerminalProgress(), model, trust_remote_code=trust_remote_code)
     console = Console()
     with BatchService(loaded, card, threshold=threshold) as service:
         talk = Chat(service, console, alpha=alpha, max_tokens=max_tokens, temperature=temperature)

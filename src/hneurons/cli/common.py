@@ -51,6 +51,22 @@ def judging_of(
     return Judging(judge, spans or "rule", where)
 
 
+def judging_again(
+    manifest: dict[str, Any], judge: str | None, spans: str | None, model: str | None, url: str | None,
+    key_env: str | None, calls: int | None = None, prompt_price: float | None = None,
+    completion_price: float | None = None,
+) -> Any:  # fmt: skip
+    """As the run had it judged, but for what the options say. A key goes to no other endpoint than the run's."""
+    from hneurons.studies.evaluate import recorded_judging
+
+    usual = recorded_judging(manifest)
+    known: dict[str, Any] = {} if url else usual.endpoint
+    return judging_of(
+        judge or usual.judge, spans or usual.spans, model or usual.endpoint.get("model"), url or known.get("base_url"),
+        key_env or known.get("key_env"), calls, prompt_price, completion_price,
+    )  # fmt: skip
+
+
 def loading_of(dtype: str, device: str, revision: str | None, ffn: str | None, trust: bool) -> dict[str, Any]:
     """Options of `load_model` as the commands take them."""
     return {"dtype": dtype, "device": device, "revision": revision, "ffn": ffn, "trust_remote_code": trust}
@@ -88,5 +104,5 @@ def opened(cluster: dict[str, Any] | None, model: Any, progress: Any, loading: d
         return nullcontext(None)
     from hneurons.cluster.opening import open_cluster
 
-    own = {key: value for key, value in (loading or {}).items() if key in ("ffn", "trust_remote_code")}
-    return open_cluster(**cluster, model=model, say=progress.say, **own)
+    trust = bool((loading or {}).get("trust_remote_code"))
+    return open_cluster(**cluster, model=model, say=progress.say, trust_remote_code=trust)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hneurons.cli.common import clustered, fields_of, judging_of, opened, read_questions
+from hneurons.cli.common import clustered, fields_of, judging_again, opened, read_questions
 from hneurons.cli.options import (
     BaseUrl,
     ClusterAddress,
@@ -30,6 +30,7 @@ from hneurons.cli.options import (
     RunArgument,
     ServedModel,
     Spans,
+    Trust,
 )
 
 
@@ -40,6 +41,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Ask a random sample of so many questions of each.")] = None,
     per_class: Annotated[int, typer.Option(min=10, help="Stop at this many examples of each class.")] = 500,
     model: ModelPlace = None,
+    trust_remote_code: Trust = False,
     field: Field = None,
     allow_empty: Empty = False,
     judge: JudgeName = None,
@@ -66,7 +68,7 @@ def evaluate(
     from hneurons.results import Run
     from hneurons.runfolder import dumps
     from hneurons.studies.engines import engine_args, open_engine, recorded_engines
-    from hneurons.studies.evaluate import evaluate_run, loading_recorded, recorded_judging
+    from hneurons.studies.evaluate import evaluate_run, loading_recorded
     from hneurons.studies.judging import open_tools
 
     progress = TerminalProgress()
@@ -78,13 +80,12 @@ def evaluate(
     over = clustered(cluster, replicas, replica_gpus, chosen.engine)
     fields = fields_of(field)
     sets = [read_questions(name, progress, fields=fields, allow_empty=allow_empty) for name in [*on, *(more or [])]]
-    usual = recorded_judging(evaluated.manifest)
-    judging = judging_of(
-        judge or usual.judge, spans or usual.spans, judge_model or usual.endpoint.get("model"), judge_url,
-        judge_key_env, judge_calls, prompt_price, completion_price,
+    judging = judging_again(
+        evaluated.manifest, judge, spans, judge_model, judge_url, judge_key_env, judge_calls, prompt_price,
+        completion_price,
     )  # fmt: skip
     asked = [question for questions in sets for question in questions.questions[:limit]]
-    where, loading = loading_recorded(evaluated.manifest, model)
+    where, loading = loading_recorded(evaluated.manifest, model, trust_remote_code=trust_remote_code)
     progress.say(f"Loading {where}")
     with (
         open_engine(chosen, where, loading, progress.say) as made,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hneurons.cli.options import Json, ModelPlace, RunArgument
+from hneurons.cli.options import Device, Json, ModelPlace, RunArgument, Trust
 
 
 def export(
@@ -18,7 +18,9 @@ def export(
     alpha: Annotated[float, typer.Option(help="What to multiply the H-Neurons by: 0 silences, 1 changes nothing.")] = 0,
     out: Annotated[Path, typer.Option("--out", help="Folder to make; it must not exist or be empty.")] = Path("dial"),
     model: ModelPlace = None,
+    trust_remote_code: Trust = False,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. [the run's]")] = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Write the H-Neurons of RUN times ALPHA as an adapter or as weights, for other engines."""
@@ -32,7 +34,9 @@ def export(
     from hneurons.studies.evaluate import load_model_of
 
     target = check(card, format, out, alpha)
-    loaded = load_model_of(opened.manifest, TerminalProgress(), model, dtype=dtype)
+    loaded = load_model_of(
+        opened.manifest, TerminalProgress(), model, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+    )
     export(card, loaded, format=format, out=target, alpha=alpha)
     if as_json:
         typer.echo(dumps({"out": str(target), "format": format, "alpha": alpha, "neurons": len(card.h_neurons)}))

@@ -22,6 +22,7 @@ from hneurons.cli.options import (
     Replicas,
     ReplyPrice,
     RunArgument,
+    Trust,
 )
 
 
@@ -37,6 +38,7 @@ def impact(
         ),
     ],
     model: ModelPlace = None,
+    trust_remote_code: Trust = False,
     alphas: Annotated[
         str | None, typer.Option(help="Scales, separated by commas; 1 is always added. [0,0.5,1,1.5,2,2.5,3]")
     ] = None,
@@ -105,8 +107,10 @@ def impact(
         judging = judging_of(
             judge, None, judge_model, judge_url, judge_key_env, judge_calls, prompt_price, completion_price
         )
-    study = open_study(turned.manifest, model, progress) if over else model
-    with _client(judging, run) as client, opened(over, study, progress) as there:
+    trust, study = {"trust_remote_code": trust_remote_code}, model
+    if over or trust_remote_code:
+        study = open_study(turned.manifest, model, progress, **trust)
+    with _client(judging, run) as client, opened(over, study, progress, trust) as there:
         where = {"open_engine": there.open_engine, "together": there.ahead} if there else {}
         done = measure(turned, chosen, study, settings=settings, client=client, progress=progress, **where)
     if as_json:

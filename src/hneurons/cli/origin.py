@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hneurons.cli.common import judging_of
+from hneurons.cli.common import judging_again
 from hneurons.cli.options import Device, Dtype, Json, JudgeKey, JudgeUrl, ModelPlace, Pattern, RunArgument, Shots, Trust
 
 
@@ -33,16 +33,12 @@ def origin(
     from hneurons.results import Run
     from hneurons.runfolder import dumps
     from hneurons.studies.backward import read_questions
-    from hneurons.studies.evaluate import recorded_judging
     from hneurons.studies.judging import open_tools
     from hneurons.studies.origin import Loading
     from hneurons.studies.origin import origin as trace
 
     progress, opened = TerminalProgress(), Run(run)
-    usual = recorded_judging(opened.manifest)
-    judging = judging_of(
-        usual.judge, usual.spans, usual.endpoint.get("model"), judge_url, judge_key_env, None, None, None
-    )
+    judging = judging_again(opened.manifest, None, None, None, judge_url, judge_key_env)
     with open_tools(judging, run / "judge-cache", read_questions(run)[:limit], 1, progress.say) as tools:
         done = trace(
             opened, base, model=model, few_shot=few_shot, chat=chat, own=not no_own, answers=not weights_only,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hneurons.cli.common import fields_of
-from hneurons.cli.options import Json, ModelPlace, RunArgument
+from hneurons.cli.options import Json, ModelPlace, RunArgument, Trust
 
 
 def score(
@@ -28,6 +28,7 @@ def score(
     threshold: Annotated[float | None, typer.Option(help="Risk from which a response is flagged. [the card's]")] = None,
     tokens: Annotated[bool, typer.Option("--tokens/--no-tokens", help="Write the risk of every token.")] = True,
     model: ModelPlace = None,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Add the risk of each response in a file, written by any server, as the H-Neurons of RUN see it."""
@@ -45,7 +46,9 @@ def score(
     from hneurons.studies.evaluate import load_model_of
 
     progress = TerminalProgress()
-    monitor = Monitor(load_model_of(opened.manifest, progress, model), card, threshold=threshold)
+    monitor = Monitor(
+        load_model_of(opened.manifest, progress, model, trust_remote_code=trust_remote_code), card, threshold=threshold
+    )
     target = out or responses.with_suffix(".scored.jsonl")
     fields = fields_of(field)
     done = score_file(monitor, responses, target, fields=fields, alpha=alpha, tokens=tokens, progress=progress)

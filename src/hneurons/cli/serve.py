@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hneurons.cli.options import Device, ModelPlace, RunArgument
+from hneurons.cli.options import Device, ModelPlace, RunArgument, Trust
 
 
 def serve(
@@ -34,6 +34,7 @@ def serve(
     ] = 30.0,
     log_text: Annotated[bool, typer.Option("--log-text", help="Put prompts and responses in the log.")] = False,
     model: ModelPlace = None,
+    trust_remote_code: Trust = False,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. [the run's]")] = None,
     device: Device = "auto",
 ) -> None:
@@ -72,7 +73,9 @@ def serve(
         from hneurons.live.service import BatchService
         from hneurons.studies.evaluate import load_model_of
 
-        loaded = load_model_of(opened.manifest, TerminalProgress(), model, device=device, dtype=dtype)
+        loaded = load_model_of(
+            opened.manifest, TerminalProgress(), model, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+        )
         service = BatchService(loaded, card, max_batch=max_batch, max_waiting=max_waiting, max_tokens=max_output_tokens)
 
         def ready(url: str) -> None:

@@ -49,7 +49,6 @@ def open_cluster(
     *,
     replicas: int | None = None,
     replica_gpus: float | None = None,
-    ffn: str | None = None,
     trust_remote_code: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Generator[Cluster]:
@@ -60,7 +59,6 @@ def open_cluster(
         model: from `load_model`; every node loads it from where it came from.
         replicas: how many; one a GPU by default, one a node without GPUs.
         replica_gpus: GPUs of each; 1 by default where there are any. Several hold a larger model.
-        ffn: as it was loaded with.
         trust_remote_code: as it was loaded with.
         say: gets a line for whatever happens to a replica.
 
@@ -71,7 +69,7 @@ def open_cluster(
     with connected(address) as nodes:
         share = share_out(nodes(), replicas, replica_gpus)
         device = "auto" if share.gpus else "cpu"
-        loading = Loading.of(model, device=device, ffn=ffn, trust_remote_code=trust_remote_code)
+        loading = Loading.of(model, device=device, trust_remote_code=trust_remote_code)
         each = f"{share.gpus:g} GPUs" if share.gpus else f"{share.cpus} CPUs"
         say(f"Cluster {address}: {share.replicas} replicas on {len(nodes())} nodes, each with {each}.")
         with Pool(lambda: RayWorker(loading, share), share.replicas, say=say) as pool:

@@ -37,7 +37,7 @@ class Loading:
     trust_remote_code: bool = False
 
     @classmethod
-    def of(cls, model: StudyModel, *, device: str, ffn: str | None = None, trust_remote_code: bool = False) -> Loading:
+    def of(cls, model: StudyModel, *, device: str, trust_remote_code: bool = False) -> Loading:
         """The model of this process; the device is that of the replicas.
 
         Raises:
@@ -50,8 +50,8 @@ class Loading:
             )
         described = model.describe()
         return cls(
-            model.location or model.name, described["config_hash"], described["dtype"], device, model.revision, ffn,
-            trust_remote_code,
+            model.location or model.name, described["config_hash"], described["dtype"], device, model.revision,
+            model.ffn, trust_remote_code,
         )  # fmt: skip
 
 

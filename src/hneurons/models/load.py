@@ -56,6 +56,8 @@ class StudyModel:
     """Asked as a base model: this text (few-shot examples, or none), the question and `Answer:`. None: as a user."""
     location: str | None = None
     """Where a folder or a .gguf file is: its name alone doesn't lead back to it."""
+    ffn: str | None = None
+    """The path pattern of the down projections that it was loaded with, if one was given."""
 
     @property
     def device(self) -> torch.device:
@@ -233,7 +235,7 @@ def load_model(
     network.requires_grad_(False)
     commit = getattr(config, "_commit_hash", None) or revision
     where = place_of(model, source)
-    return StudyModel(name, source, network, tokenizer, commit, find_ffns(network, ffn), location=where)
+    return StudyModel(name, source, network, tokenizer, commit, find_ffns(network, ffn), location=where, ffn=ffn)
 
 
 def place_of(model: str | Path, source: str) -> str | None:

@@ -109,7 +109,7 @@ def load_outline(
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == SPREAD else torch.device(device).type
     return Outline(
         name, source, network, tokenizer, commit, find_ffns(network, ffn), location=place_of(model, source),
-        files=files, place=kind, loader=load if loads else None,
+        ffn=ffn, files=files, place=kind, loader=load if loads else None,
     )  # fmt: skip
 
 

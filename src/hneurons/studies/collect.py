@@ -18,6 +18,7 @@ import numpy as np
 from hneurons.answers.consistency import Rule, right_verdict, sample_questions
 from hneurons.answers.engine import Engine, OtherEngine, Sampling
 from hneurons.answers.judge import AliasJudge, Judge
+from hneurons.answers.llmjudge import Asks
 from hneurons.answers.spans import RuleSpanFinder, SpanFinder
 from hneurons.errors import UnsupportedModelError
 from hneurons.models.load import StudyModel
@@ -30,7 +31,7 @@ from hneurons.neurons.matrix import Matrix, Stored
 from hneurons.neurons.readout import Readout, read_out
 from hneurons.progress import Progress
 from hneurons.questions.sources import QuestionSet
-from hneurons.runfolder import RunFolder, dumps, write_text
+from hneurons.runfolder import Json, RunFolder, dumps, write_text
 from hneurons.settings import IdentifySettings
 from hneurons.studies.examples import Kept, make_examples
 from hneurons.studies.lookahead import OneByOne, lookahead
@@ -63,6 +64,14 @@ class Tools:
     def engine_name(self) -> str:
         """How a run records its engine; one without a name is transformers, here or on other machines."""
         return str(getattr(self.engine, "name", HF))
+
+    @property
+    def endpoint(self) -> Json | None:
+        """Where the language model is asked that judges or marks, and which variable has the key; None for rules."""
+        for tool in (self.judge, self.finder):
+            if isinstance(tool, Asks):
+                return {"base_url": tool.client.where.base_url, "key_env": tool.client.where.key_env}
+        return None
 
     @property
     def features_name(self) -> str:
@@ -117,13 +126,22 @@ class Collection:
         if not has_weights(self.model):
             notes = [*notes, WITHOUT_WEIGHTS]
             self.progress.say(WITHOUT_WEIGHTS)
-        engine = self.tools.engine
         data = {self.questions.name: {"sha256": self.questions.sha256, "questions": len(self.questions.questions)}}
         defaults = {**IdentifySettings().model_dump(), "engine": HF, "features": HF}
         self.folder.start(
             model=self.model.describe(), settings=settings, data=data, notes=notes, defaults=defaults,
-            location=self.model.location, engine=engine.setup if isinstance(engine, OtherEngine) else None,
+            kept=self._kept(),
         )  # fmt: skip
+
+    def _kept(self) -> Json:
+        """How a later command gets at the same model, engine and language model that judges."""
+        engine, judge = self.tools.engine, self.tools.endpoint
+        return {
+            "location": self.model.location,
+            **({"ffn": self.model.ffn} if self.model.ffn is not None else {}),
+            **({"engine": engine.setup} if isinstance(engine, OtherEngine) else {}),
+            **({"judge": judge} if judge else {}),
+        }
 
     def run(self, stages: Sequence[Callable[[], None]]) -> None:
         """Do those stages, named by their functions, that aren't done."""

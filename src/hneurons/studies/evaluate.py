@@ -125,9 +125,17 @@ def recorded_settings(manifest: Json) -> IdentifySettings:
     return IdentifySettings(**{key: value for key, value in manifest["settings"].items() if key in known})
 
 
-def open_study(manifest: Json, model: StudyModel | tuple[Any, Any] | str | None, progress: Progress) -> StudyModel:
+def open_study(
+    manifest: Json,
+    model: StudyModel | tuple[Any, Any] | str | None,
+    progress: Progress,
+    *,
+    trust_remote_code: bool = False,
+) -> StudyModel:
     """The model given, or that of a run, loaded from where it is said to be or was; told to think if the run's was."""
-    loaded = load_model_of(manifest, progress, model) if model is None or isinstance(model, str) else model
+    loaded: Any = model
+    if model is None or isinstance(model, str):
+        loaded = load_model_of(manifest, progress, model, trust_remote_code=trust_remote_code)
     return replace(as_study_model(loaded), thinking=recorded_settings(manifest).thinking is not None)
 
 
@@ -146,7 +154,13 @@ def check_model(study: StudyModel, card: Card, folder: RunFolder) -> Json:
 
 
 def load_model_of(
-    manifest: Json, progress: Progress, at: str | None = None, *, device: str = "auto", dtype: str | None = None
+    manifest: Json,
+    progress: Progress,
+    at: str | None = None,
+    *,
+    device: str = "auto",
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
 ) -> StudyModel:
     """Load the model that a run recorded.
 
@@ -156,19 +170,25 @@ def load_model_of(
         at: where the model is, if not where it was.
         device: where to put it; see `load_model`.
         dtype: if not the run's; see `load_model`.
+        trust_remote_code: see `load_model`; never taken from the run.
 
     Raises:
         UsageError: it was an object in memory, or has gone from where it was.
     """
     from hneurons.models.load import load_model
 
-    where, loading = loading_recorded(manifest, at, device=device, dtype=dtype)
+    where, loading = loading_recorded(manifest, at, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     progress.say(f"Loading {where}")
     return load_model(where, say=progress.say, **loading)
 
 
 def loading_recorded(
-    manifest: Json, at: str | None = None, *, device: str = "auto", dtype: str | None = None
+    manifest: Json,
+    at: str | None = None,
+    *,
+    device: str = "auto",
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[str, dict[str, Any]]:
     """Where the model that a run recorded is, and the options of `load_model`; arguments as for `load_model_of`.
 
@@ -180,7 +200,13 @@ def loading_recorded(
         raise UsageError(f"The run's model {model['id']!r} was given as an object.", "Pass it as `model` in Python.")
     if at is None and model["source"] in ("folder", "gguf") and not Path(where).exists():
         raise UsageError(f"The run's model isn't at {where} any more.", "Say where it is with --model.")
-    return str(where), {"dtype": dtype or model["dtype"], "device": device, "revision": model["revision"]}
+    return str(where), {
+        "dtype": dtype or model["dtype"],
+        "device": device,
+        "revision": model["revision"],
+        "ffn": manifest.get("ffn"),
+        "trust_remote_code": trust_remote_code,
+    }
 
 
 def recorded_judging(manifest: Json) -> Judging:
@@ -193,7 +219,7 @@ def recorded_judging(manifest: Json) -> Judging:
     models = {name.partition(":")[2] for name in names if name.startswith(f"{LLM}:")}
     short = [LLM if name.startswith(f"{LLM}:") else name for name in names]
     try:
-        return Judging(short[0], short[1], {"model": next(iter(models), None)})
+        return Judging(short[0], short[1], {**(manifest.get("judge") or {}), "model": next(iter(models), None)})
     except UsageError as error:
         raise UsageError(
             f"The run was judged by {names[0]!r} and marked by {names[1]!r}, which are no names known here.",
