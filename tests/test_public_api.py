@@ -15,6 +15,7 @@ PUBLIC = [
     "Question",
     "Run",
     "StudyModel",
+    "demo_settings",
     "export",
     "identify",
     "impact",

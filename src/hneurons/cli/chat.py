@@ -16,7 +16,7 @@ from hneurons.cli.options import ModelPlace, RunArgument, Trust
 
 def chat(
     run: RunArgument,
-    alpha: Annotated[float, typer.Option(help="Multiply the H-Neurons by this; /alpha turns it later.")] = 1.0,
+    alpha: Annotated[float, typer.Option(help="Multiply the H-Neurons by 0 to 100; /alpha turns it later.")] = 1.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 200,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.7,
     threshold: Annotated[float | None, typer.Option(help="Risk from which an answer is flagged. [the card's]")] = None,

@@ -15,7 +15,9 @@ def export(
     format: Annotated[
         str, typer.Option(help="lora or ia3 (PEFT adapters), weights (a checkpoint), gguf-lora (llama.cpp's adapter).")
     ] = "lora",
-    alpha: Annotated[float, typer.Option(help="What to multiply the H-Neurons by: 0 silences, 1 changes nothing.")] = 0,
+    alpha: Annotated[
+        float, typer.Option(help="What to multiply the H-Neurons by: 0 silences, 1 changes nothing, at most 100.")
+    ] = 0,
     out: Annotated[Path, typer.Option("--out", help="Folder to make; it must not exist or be empty.")] = Path("dial"),
     model: ModelPlace = None,
     trust_remote_code: Trust = False,

@@ -30,7 +30,25 @@ Field = Annotated[
 Empty = Annotated[
     bool, typer.Option("--allow-empty", help="Keep questions without answers: the right reply is to abstain.")
 ]
-JudgeName = Annotated[str | None, typer.Option("--judge", help="alias, substring or llm. [alias]")]
+RunsJudge = Annotated[str | None, typer.Option("--judge", help="alias, substring or llm. [the run's]")]
+RunsSpans = Annotated[str | None, typer.Option("--spans", help="Who marks the answer: rule or llm. [the run's]")]
+RunsJudgeModel = Annotated[str | None, typer.Option("--judge-model", help="Model that judges. [the run's]")]
+RunsJudgeUrl = Annotated[
+    str | None, typer.Option("--judge-url", help="Endpoint of a language model that judges. [the run's]")
+]
+RunsJudgeKey = Annotated[
+    str | None, typer.Option("--judge-key-env", help="Variable with its API key. [the run's; OPENAI_API_KEY elsewhere]")
+]
+RunsEngine = Annotated[str | None, typer.Option("--engine", help="Who samples: hf, vllm or openai. [the run's]")]
+RunsFeatures = Annotated[
+    str | None, typer.Option("--features", help="Where neurons are measured, if vLLM samples: hf or vllm. [the run's]")
+]
+RunsBaseUrl = Annotated[
+    str | None, typer.Option("--base-url", help="Of the server, e.g. http://localhost:8000/v1. [the run's]")
+]
+JudgeName = Annotated[
+    str | None, typer.Option("--judge", help="alias, substring or llm. [alias; substring with --preset reference]")
+]
 Spans = Annotated[str | None, typer.Option("--spans", help="Who marks the answer in a response: rule or llm. [rule]")]
 JudgeModel = Annotated[str | None, typer.Option(help="Model that judges, for --judge llm.")]
 JudgeUrl = Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint. [https://api.openai.com/v1]")]
@@ -46,7 +64,9 @@ Features = Annotated[
 ]
 BaseUrl = Annotated[str | None, typer.Option(help="Of the server, e.g. http://localhost:8000/v1.")]
 ServedModel = Annotated[str | None, typer.Option(help="The model's name on the server. [its own, or the only one]")]
-EngineKey = Annotated[str | None, typer.Option("--engine-key-env", help="Variable with the server's API key.")]
+EngineKey = Annotated[
+    str | None, typer.Option("--engine-key-env", help="Variable with the server's API key. [OPENAI_API_KEY]")
+]
 EngineArg = Annotated[
     list[str] | None,
     typer.Option(

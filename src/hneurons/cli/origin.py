@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 from hneurons.cli.common import judging_again
-from hneurons.cli.options import Device, Dtype, Json, JudgeKey, JudgeUrl, ModelPlace, Pattern, RunArgument, Shots, Trust
+from hneurons.cli.options import (
+    Device,
+    Dtype,
+    Json,
+    ModelPlace,
+    Pattern,
+    RunArgument,
+    RunsJudgeKey,
+    RunsJudgeUrl,
+    Shots,
+    Trust,
+)
 
 
 def origin(
@@ -20,8 +31,8 @@ def origin(
     weights_only: Annotated[bool, typer.Option("--weights-only", help="Compare weights; ask nothing.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask so many questions of each data set at most.")] = None,
     per_class: Annotated[int, typer.Option(min=10, help="Stop at this many examples of each class.")] = 500,
-    judge_url: JudgeUrl = None,
-    judge_key_env: JudgeKey = None,
+    judge_url: RunsJudgeUrl = None,
+    judge_key_env: RunsJudgeKey = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     ffn: Pattern = None,

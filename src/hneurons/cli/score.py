@@ -15,7 +15,7 @@ def score(
     run: RunArgument,
     responses: Annotated[
         Path,
-        typer.Option(help="JSONL, JSON, CSV or Parquet file with columns question (or messages) and response."),
+        typer.Option(help="JSONL, JSON, CSV, TSV or Parquet file with columns question (or messages) and response."),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", help="JSONL to write; continued if it is there. [FILE.scored.jsonl]")
@@ -24,7 +24,7 @@ def score(
         list[str] | None,
         typer.Option("--field", help="Which column holds what, e.g. response=Output; repeatable. [guessed]"),
     ] = None,
-    alpha: Annotated[float, typer.Option(help="Multiply the H-Neurons by this while reading.")] = 1.0,
+    alpha: Annotated[float, typer.Option(help="Multiply the H-Neurons by this, 0 to 100, while reading.")] = 1.0,
     threshold: Annotated[float | None, typer.Option(help="Risk from which a response is flagged. [the card's]")] = None,
     tokens: Annotated[bool, typer.Option("--tokens/--no-tokens", help="Write the risk of every token.")] = True,
     model: ModelPlace = None,
