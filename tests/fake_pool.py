@@ -38,10 +38,13 @@ class FakeWorker:
     shards: list[str] = field(default_factory=list)
 
     def ready(self, seconds: float) -> About | None:
-        if self.loads(self.number) is False:
+        if self.loads(self.number) in (False, "slowly"):
             self.ended.wait(0.01)
             return None
         return About(f"node{self.number}", 2)
+
+    def placed(self) -> bool:
+        return self.loads(self.number) == "slowly"
 
     def ping(self) -> None:
         if self.ended.is_set():

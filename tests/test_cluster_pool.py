@@ -184,9 +184,15 @@ def test_lost_again_and_again_while_loading():
 def test_no_room_on_any_node_is_an_error_after_a_while():
     with (
         Nodes(loads=lambda _: False).pool(2, patience=0.0) as pool,
-        pytest.raises(ClusterError, match=r"No replica was ready within 0 seconds.*ray status"),
+        pytest.raises(ClusterError, match=r"No replica found room within 0 seconds.*ray status"),
     ):
         pool.submit(say_number("a")).result(20)
+
+
+def test_a_model_that_loads_for_long_is_waited_for():
+    left = iter(["slowly"] * 30)
+    with Nodes(loads=lambda _: next(left, True)).pool(1, patience=0.0) as pool:
+        assert pool.submit(say_number("a")).result(20)
 
 
 def test_one_replica_is_enough_while_others_wait_for_room():
@@ -236,6 +242,8 @@ def test_leaving_stops_every_replica_and_wakes_whoever_waits():
         ([{"CPU": 8.0}, {"CPU": 4.0}, {}], None, None, (2, 4, 0)),
         ([{"CPU": 8.0}, {"CPU": 8.0}], 4, None, (4, 4, 0)),
         ([{"CPU": 2.0}], 5, None, (5, 1, 0)),
+        ([{"CPU": 8.0}, {"CPU": 8.0}], 3, None, (3, 4, 0)),
+        ([{"CPU": 8.0}, {"CPU": 8.0}], 5, None, (5, 2, 0)),
         ([{"CPU": 8.0, "GPU": 4.0}, {"CPU": 64.0, "GPU": 2.0}, {"CPU": 9.0}], None, None, (6, 1, 1)),
         ([{"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0, "GPU": 3.0}], None, 2.0, (3, 1, 2)),
         ([{"CPU": 8.0, "GPU": 4.0}], None, 0.0, (1, 8, 0)),

@@ -214,6 +214,9 @@ def test_a_runs_own_engine_is_that_of_its_evaluation():
     assert recorded_engines(manifest, engine="hf") == Engines()
     server = {"settings": {"engine": "openai"}, "engine": {"base_url": "http://h/v1", "served_model": None}}
     assert recorded_engines(server, engine=None).base_url == "http://h/v1"
+    server["engine"] |= {"key_env": "MINE", "args": {"timeout": 5}}
+    assert recorded_engines(server) == Engines("openai", base_url="http://h/v1", key_env="MINE", args={"timeout": 5})
+    assert recorded_engines(server, base_url="http://other/v1").key_env is None  # the key of one is no other's
     assert recorded_engines({"settings": {"engine": "of a user"}}) == Engines()
 
 

@@ -83,7 +83,7 @@ def test_a_request_a_response_with_prompt_ids_and_a_seed_of_its_own(model: Outli
         }  # fmt: skip
         assert (body["stop_token_ids"], body["repetition_penalty"]) == ([2], 1.0)
         assert "stop" not in body
-        assert "vllm_xargs" not in body
+        assert body["vllm_xargs"] == {"hneurons": '{"alpha": 1.0}'}  # whatever the server's default is
 
 
 def test_tokens_and_logprobs_of_the_server_are_kept(model: Outline, server: CompletionsServer):
@@ -151,9 +151,19 @@ def test_a_server_of_texts_gets_texts_and_its_responses_are_tokenised_here(model
     assert made.notes.count(RETOKENISED) == 1
     assert server.requests[-1]["prompt"] == model.prompt(ASKED[0].said)
     assert server.requests[-1]["top_k"] == 50
+    assert "vllm_xargs" not in server.requests[-1]
     before = len(server.requests)
     made.sample(ASKED[1:2], SHORT)
     assert len(server.requests) == before + 1  # it isn't tried with ids again
+
+
+def test_log_probabilities_as_llama_cpp_has_them(model: Outline, server: CompletionsServer):
+    ids = model.tokenizer.encode(PARIS, add_special_tokens=False)
+    tokens = [{"id": 1, "token": "x", "bytes": [120], "logprob": -0.5 - i, "top_logprobs": []} for i in range(len(ids))]
+    choice = {"index": 0, "text": PARIS, "logprobs": {"content": tokens}, "finish_reason": "length"}
+    server.say = lambda _: (200, {"object": "text_completion", "model": "m", "choices": [choice]})
+    (response,) = engine(model, server).sample(ASKED[:1], SHORT)
+    assert response.logprobs == tuple(-0.5 - i for i in range(len(ids)))
 
 
 def test_tokens_cut_otherwise_keep_the_mean(model: Outline, server: CompletionsServer):
@@ -215,6 +225,10 @@ def test_the_served_name_is_looked_up(model: Outline, server: CompletionsServer)
     assert server.requests[-1]["model"] == "the only one"
     with pytest.raises(ServiceError, match="no model 'mine'"):
         engine(model, server, "mine").sample(ASKED[:1], SHORT)
+    again = engine(model, server)
+    for _ in range(2):  # closed, it looks for the name anew
+        again.sample(ASKED[:1], SHORT)
+        again.close()
     server.names = None  # a server that doesn't list them is asked all the same
     engine(model, server, "mine").sample(ASKED[:1], SHORT)
     assert server.requests[-1]["model"] == "mine"
@@ -227,7 +241,7 @@ def test_the_served_name_is_looked_up(model: Outline, server: CompletionsServer)
     "settings",
     [
         {"base_url": "ftp://host"}, {"base_url": "http://user:pass@host/v1"}, {"options": {"speling": 1}},
-        {"options": {"concurrency": 0}},
+        {"options": {"concurrency": 0}}, {"options": {"max_calls": 5}}, {"options": {"temperature": 0.2}},
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_a_usage_error(model: Outline, settings: dict[str, Any]):
@@ -248,7 +262,9 @@ def test_the_key_comes_from_the_environment_and_is_in_no_error(
     assert KEY not in str(caught.value)
     assert "[key]" in str(caught.value)
     assert KEY not in repr(made.setup)
-    assert made.setup == {"base_url": server.url, "served_model": "tiny-llama"}
+    assert made.setup == {
+        "base_url": server.url, "served_model": "tiny-llama", "key_env": "MY_KEY", "args": {"retries": 1, "timeout": 5},
+    }  # fmt: skip
 
 
 def test_it_can_be_closed_and_used_again(model: Outline, server: CompletionsServer):

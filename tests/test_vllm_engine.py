@@ -153,9 +153,8 @@ def test_the_cache_is_salted_with_alpha_where_neurons_are_turned(outline: Outlin
     salts = [prompt["cache_salt"] for prompt in prompts]
     assert salts[2] == salts[3]
     assert len(set(salts)) == 3
-    assert [wanted.extra_args and json.loads(wanted.extra_args["hneurons"]) for wanted in settings] == [
-        {"alpha": 0.0}, None, {"alpha": 2.0}, {"alpha": 2.0},
-    ]  # fmt: skip
+    # 1 as well: without a word of it a request would get the plugin's default.
+    assert [json.loads(wanted.extra_args["hneurons"])["alpha"] for wanted in settings] == [0.0, 1.0, 2.0, 2.0]
     assert fakes.started[0].args["enforce_eager"] is True
 
 

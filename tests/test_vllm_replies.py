@@ -72,7 +72,9 @@ def reply(body: Any, status: int = 200) -> list[dict[str, Any]]:
     ]
 
 
-def call(server: Server, request: Any, path: str = "/v1/chat/completions") -> tuple[list[dict[str, Any]], bytes]:
+def call(
+    server: Server, request: Any, path: str = "/v1/chat/completions", headers: Any = ()
+) -> tuple[list[dict[str, Any]], bytes]:
     sent: list[dict[str, Any]] = []
     body = request if isinstance(request, bytes) else json.dumps(request).encode()
     pieces = [{"type": "http.request", "body": body[i : i + 50], "more_body": True} for i in range(0, len(body), 50)]
@@ -84,7 +86,7 @@ def call(server: Server, request: Any, path: str = "/v1/chat/completions") -> tu
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": path, "app": server}
+    scope = {"type": "http", "method": "POST", "path": path, "app": server, "headers": list(headers)}
     asyncio.run(Risks(server)(scope, receive, send))
     return sent, b"".join(message.get("body", b"") for message in sent)
 
@@ -210,6 +212,41 @@ def test_requests_that_do_not_ask_pass_through(llama: StudyModel, request_: Any)
     assert call(server, request_)[0] == messages
     assert server.got == (request_ if isinstance(request_, bytes) else json.dumps(request_).encode())
     assert not server.state.engine_client.calls
+
+
+def test_a_name_that_a_client_gives_is_made_its_own(llama: StudyModel):
+    """Scores are fetched by it, and two requests may have the same one."""
+    names: list[bytes] = []
+
+    class Named(Server):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            names.append(dict(scope.get("headers", ())).get(b"x-request-id", b""))
+            await super().__call__(scope, receive, send)
+
+    body = {"id": "chatcmpl-x", "choices": []}
+    for request, header in (
+        ({"messages": [], **ASKED}, b"7"), ({"messages": [], **ASKED}, b"7"),
+        ({"messages": [], "request_id": "7", **ASKED}, b""), ({"messages": [], **ASKED}, b""), ({"messages": []}, b"7"),
+    ):  # fmt: skip
+        call(Named(reply(body), Engine(llama, {})), request, headers=[(b"x-request-id", header)] if header else [])
+    assert [name.partition(b".")[0] for name in names] == [b"7", b"7", b"7", b"", b"7"]
+    assert len(set(names[:3])) == 3
+    assert names[4] == b"7"  # nothing is fetched for it
+
+
+def test_a_request_without_end_is_refused(llama: StudyModel, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("hneurons.vllm.replies.LARGEST", 200)
+    server = Server([], Engine(llama, {}))
+    sent, data = call(server, {"messages": [{"role": "user", "content": "x" * 300}], **ASKED})
+    assert (sent[0]["status"], server.got) == (413, b"")
+    assert "200 bytes" in json.loads(data)["error"]["message"]
+
+
+def test_a_reply_without_text_is_not_searched(llama: StudyModel):
+    engine = Engine(llama, {"chatcmpl-x-12345678": (ids_of(llama, "It is Paris"), [0.5] * 3)})
+    body = {"id": "chatcmpl-x", "choices": [{"index": 0, "message": {"content": None, "reasoning": "It is Paris"}}]}
+    _, data = call(Server(reply(body), engine), {"messages": [], **ASKED})
+    assert json.loads(data)["choices"][0]["hneurons"]["tokens"] == []
 
 
 def test_an_error_passes_through(llama: StudyModel):

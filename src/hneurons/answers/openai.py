@@ -24,6 +24,7 @@ from hneurons.models.load import StudyModel
 from hneurons.types import Response
 
 DOCS = "docs/engines.md"
+OPTIONS = frozenset(("concurrency", "timeout", "retries", "key_env"))
 CONCURRENCY = 64
 """Requests under way at the same time."""
 RETOKENISED = (
@@ -33,8 +34,19 @@ RETOKENISED = (
 SAMPLED = "The responses were sampled by a server, which may have used its own precision and settings."
 
 
+class _Token(BaseModel):
+    logprob: float | None = None
+
+
 class _Logprobs(BaseModel):
     token_logprobs: list[float | None] | None = None
+    content: list[_Token] | None = None
+    """In place of the other, as llama.cpp has them."""
+
+    def values(self) -> list[float | None] | None:
+        if self.token_logprobs is None and self.content is not None:
+            return [token.logprob for token in self.content]
+        return self.token_logprobs
 
 
 class _Choice(BaseModel):
@@ -75,7 +87,12 @@ class OpenAIEngine:
     ) -> None:
         self.model = model
         self.dial = dial
-        self._served = served
+        if unknown := sorted({*(options or {})} - OPTIONS):
+            raise UsageError(
+                f"The engine of a server has no option {unknown[0]!r}.", f"It has {', '.join(sorted(OPTIONS))}: {DOCS}."
+            )
+        self._named, self._served = served, served
+        self._options = {key: value for key, value in (options or {}).items() if key != "key_env"}
         asked: dict[str, Any] = {"concurrency": CONCURRENCY, **(options or {})}
         self._where = endpoint(DOCS, **{**asked, "model": served or model.name, "base_url": base_url})
         self._transcript = Transcript(model)
@@ -85,8 +102,11 @@ class OpenAIEngine:
 
     @property
     def setup(self) -> dict[str, Any]:
-        """URL, and the model's name there."""
-        return {"base_url": self._where.base_url, "served_model": self._served}
+        """URL, the model's name there, options, and which variable has the key: another's goes to no server."""
+        return {
+            "base_url": self._where.base_url, "served_model": self._served, "key_env": self._where.key_env,
+            "args": self._options,
+        }  # fmt: skip
 
     @property
     def notes(self) -> list[str]:
@@ -145,7 +165,7 @@ class OpenAIEngine:
         wanted = self._where.model
         if not names or wanted in names:
             return wanted
-        if self._served is None and len(names) == 1:
+        if self._named is None and len(names) == 1:
             return names[0]
         listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise ServiceError(
@@ -170,7 +190,7 @@ class OpenAIEngine:
             # Servers take what isn't asked for from the model's generation config.
             more |= {"repetition_penalty": 1.0, "min_p": 0.0, "return_token_ids": True}
             more["stop_token_ids"] = sorted(self._transcript.ends)
-        if request.alpha != 1.0:
+        if self.dial or not as_text:  # 1, too: a plugin may have another default
             more["vllm_xargs"] = {EXTENSION: json.dumps({"alpha": request.alpha})}
         if not self.model.has_chat_template:
             more["stop"] = ["\n"]
@@ -206,7 +226,7 @@ class OpenAIEngine:
     # -- what came back ---------------------------------------------------------------------------
 
     def _response(self, request: Request, made: _Choice) -> Response:
-        given = made.logprobs.token_logprobs if made.logprobs else None
+        given = made.logprobs.values() if made.logprobs else None
         logprobs = [value for value in given or [] if value is not None and math.isfinite(value)]
         if len(logprobs) != len(given or []) or (made.text and not logprobs):
             raise self._unusable("returns no log-probabilities", "Use a server that does, as vLLM and llama.cpp do.")

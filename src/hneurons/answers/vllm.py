@@ -74,7 +74,8 @@ class VLLMEngine:
         if own:
             raise UsageError(
                 f"The engine argument {own[0]} can't be set.",
-                f"Leave out {', '.join(own)}; the model, --dtype and --revision are given as for transformers.",
+                f"Leave out {', '.join(own)}; the model, --dtype, --revision and --trust-remote-code are given as for "
+                "transformers.",
             )
         self.model = model
         self.dial = dial
@@ -186,7 +187,8 @@ class VLLMEngine:
             # What ends a base model's answer is searched in the text; otherwise nobody reads vLLM's text.
             stop=["\n"] if base else None,
             detokenize=base,
-            extra_args={EXTENSION: json.dumps({"alpha": request.alpha})} if request.alpha != 1.0 else None,
+            # Always: the plugin gives requests without one HNEURONS_ALPHA. Without the plugin nobody reads it.
+            extra_args={EXTENSION: json.dumps({"alpha": request.alpha})},
         )
 
     def _response(self, request: Request, output: Any) -> Response:
@@ -207,7 +209,17 @@ MEASURING = {
 UNTOLD = ("trust_remote_code", "hf_token")
 """Arguments of vLLM that a run doesn't record: said elsewhere, or secret."""
 FIXED = frozenset(
-    ("model", "tokenizer", "revision", "tokenizer_revision", "dtype", "logprobs_mode", "generation_config", "runner")
+    (
+        "model",
+        "tokenizer",
+        "revision",
+        "tokenizer_revision",
+        "dtype",
+        "logprobs_mode",
+        "generation_config",
+        "runner",
+        "trust_remote_code",
+    )
 )
 """Arguments of vLLM on which it depends that a response is what this package's own engine would make."""
 

@@ -51,12 +51,17 @@ class RayWorker:
         options = {"max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": "SPREAD"}
         made = self._ray.remote(_Actor).options(num_cpus=share.cpus, num_gpus=share.gpus, **options)
         self._actor: Any = made.remote()
+        self._placed: Any = self._actor.ping.remote()
         self._about: Any = self._actor.load.remote(loading, version("hneurons"))
 
     def ready(self, seconds: float) -> About | None:
         """See `Worker`."""
         done, _ = self._ray.wait([self._about], timeout=seconds)
         return self._get(self._about) if done else None
+
+    def placed(self) -> bool:
+        """See `Worker`."""
+        return bool(self._ray.wait([self._placed], timeout=0)[0])
 
     def ping(self) -> None:
         """See `Worker`."""
@@ -140,7 +145,8 @@ def share_out(nodes: Sequence[dict[str, float]], replicas: int | None, gpus: flo
     if not cpus:
         raise ClusterError("No node of the cluster offers a CPU.", "Start nodes with --num-cpus, or add some.")
     count = replicas or len(cpus)
-    return Share(count, max(1, min(min(cpus), min(cpus) * len(cpus) // count)), 0)
+    a_node = -(-count // len(cpus))
+    return Share(count, max(1, min(cpus) // a_node), 0)
 
 
 # -- the way to a cluster -----------------------------------------------------------------------------

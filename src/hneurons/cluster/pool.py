@@ -44,6 +44,10 @@ class Worker(Protocol):
         """
         ...
 
+    def placed(self) -> bool:
+        """Whether it has its room on a node, and loads."""
+        ...
+
     def ping(self) -> None:
         """Nothing, if it is still there.
 
@@ -82,7 +86,7 @@ class Pool:
         start: begins a replica, and doesn't wait for it.
         size: replicas wanted. Work begins with the first that is ready.
         say: gets a line for whatever happens to a replica.
-        patience: seconds that the pool waits while it has no replica at all.
+        patience: seconds that the pool waits while no replica has room on a node.
         tries: replicas that a shard may cost.
     """
 
@@ -192,12 +196,13 @@ class Pool:
             about = worker.ready(0.5)
             if about is not None:
                 return about
+            placed = worker.placed()
             with self._changed:
-                if self._members:
+                if self._members or placed:
                     self._last_alive = time.monotonic()
                 elif time.monotonic() - self._last_alive > self._patience:
                     raise ClusterError(
-                        f"No replica was ready within {self._patience:.0f} seconds.",
+                        f"No replica found room within {self._patience:.0f} seconds.",
                         "`ray status` says what they wait for: ask for fewer GPUs with --replica-gpus, or add nodes.",
                     )
         return None

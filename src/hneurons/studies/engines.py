@@ -125,7 +125,9 @@ def recorded_engines(manifest: Json, **given: Any) -> Engines:
     if name not in ENGINES or new.get("engine", name) != name:
         return Engines(**new)
     setup: Json = manifest.get("engine") or {}
-    known: dict[str, Any] = {key: setup[key] for key in ("base_url", "served_model", "args") if setup.get(key)}
+    # The key of one server is no other's.
+    kept = ("base_url", "served_model", "args", *(() if new.get("base_url") else ("key_env",)))
+    known: dict[str, Any] = {key: setup[key] for key in kept if setup.get(key)}
     args = {**known.get("args", {}), **new.get("args", {})}
     if manifest["settings"].get("features") in FEATURES:
         known["features"] = manifest["settings"]["features"]

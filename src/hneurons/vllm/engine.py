@@ -42,6 +42,11 @@ def check_engine(config: Any, *, prefix_caching: bool = False) -> None:
         raise UsageError(
             "vLLM decodes speculatively, which wasn't tested with hooks.", "Leave the speculative configuration out."
         )
+    if getattr(config, "kv_transfer_config", None) is not None:
+        raise UsageError(
+            "vLLM shares keys and values through a connector, and some mix up those of several alphas.",
+            "Leave --kv-transfer-config and --kv-offloading-size out.",
+        )
     if config.lora_config is not None:
         raise UsageError(
             "vLLM serves LoRA adapters, whose layers the hooks don't know.",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hneurons.answers.engine import EXTENSION
 from hneurons.errors import NumericError, UnsupportedModelError, UsageError
 from hneurons.extras import need, need_vllm
 from hneurons.layout import Layout
@@ -67,7 +68,13 @@ class VLLMExtractor:
                     "Raise --max-model-len, or leave that question out.",
                 )
         wanted = [
-            sampling(max_tokens=1, temperature=0.0, detokenize=False, extra_args={KEY: {"row": row, "ranges": ranges}})
+            sampling(
+                max_tokens=1,
+                temperature=0.0,
+                detokenize=False,
+                # Not the default alpha of a plugin that may be there.
+                extra_args={KEY: {"row": row, "ranges": ranges}, EXTENSION: {"alpha": 1.0}},
+            )
             for row, ranges in enumerate(self._ranges(passage) for passage in passages)
         ]
         prompts = [{"prompt_token_ids": list(passage.ids)} for passage in passages]

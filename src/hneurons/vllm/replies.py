@@ -8,6 +8,7 @@ Requests that don't ask pass through untouched. In a stream the risks come in on
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, cast
 
@@ -20,7 +21,10 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Json]]
 Send = Callable[[Json], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+LARGEST = 64 * 1024**2
+"""Bytes of a request. The middleware reads it before vLLM knows who asks."""
 PATHS = ("/v1/chat/completions", "/v1/completions")
+NAME = b"x-request-id"
 LAST = b"data: [DONE]"
 
 
@@ -44,15 +48,20 @@ class Risks:
         if scope["type"] != "http" or scope["method"] != "POST" or not scope["path"].endswith(PATHS):
             await self._app(scope, receive, send)
             return
-        body = b""
-        more = True
+        read, more = bytearray(), True
         while more:
             message = await receive()
             if message["type"] != "http.request":
                 return  # the client has gone
-            body += message.get("body", b"")
+            read += message.get("body", b"")
             more = message.get("more_body", False)
+            if len(read) > LARGEST:
+                await _refuse(send)
+                return
+        body = bytes(read)
         wanted = self._wanted(body)
+        if wanted:
+            scope = _named(scope, wanted)
         reply = _Reply(self, scope["app"], wanted, send) if wanted else None
         await self._app(scope, _again(body, receive), reply.send if reply else send)
 
@@ -169,6 +178,24 @@ class _Reply:
         ]
         kept = {key: self._last[key] for key in ("id", "object", "created", "model") if key in self._last}
         return b"data: " + json.dumps({**kept, "choices": choices}, ensure_ascii=False).encode() + b"\n\n"
+
+
+async def _refuse(send: Send) -> None:
+    told = f"With hneurons' middleware a request has {LARGEST:,} bytes at most."
+    error = {"message": told, "type": "invalid_request_error", "param": None, "code": 413}
+    data = json.dumps({"error": error}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
+    await send({"type": "http.response.start", "status": 413, "headers": headers})
+    await send({"type": "http.response.body", "body": data})
+
+
+def _named(scope: Scope, request: Json) -> Scope:
+    """With a name of its own: scores are fetched by it, and clients may send the same one twice."""
+    headers = [(name, value) for name, value in scope.get("headers", ()) if name != NAME]
+    given = dict(scope.get("headers", ())).get(NAME) or str(request.get("request_id") or "").encode()
+    if not given:
+        return scope  # vLLM draws one
+    return {**scope, "headers": [*headers, (NAME, given + b"." + uuid.uuid4().hex.encode())]}
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

@@ -124,6 +124,8 @@ class Teller:
     def _within(self, scored: Scored, text: str, kept: int | None) -> int:
         """How many tokens wrote the text, and none that only a stop string cut off."""
         ids, _ = self._said(scored, kept)
+        if not text:  # all of it in a tool call, or cut while it thought
+            return 0
         if not decode(self._writer, ids).startswith(text):
             return len(ids)
         while ids and len(decode(self._writer, ids[:-1])) >= len(text):
