@@ -70,14 +70,23 @@ def measure(quick: bool, rounds: int) -> dict[str, Any]:
 def draw(growth: dict[str, Any]) -> None:
     """docs/images/cost.png."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, NullLocator
 
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     axes = (("questions", "examples"), ("parameters",), ("neurons",))
     for ax, words in zip(figure.subplots(1, 3), axes, strict=True):
+        ticks: set[int] = set()
         for name, line in growth.items():
             kind, by = name.split(" by ")
             if by in words:
                 ax.loglog(line["sizes"], line["seconds"], "o-", label=f"{kind} (exponent {line['exponent']:.2f})")
+                ticks |= set(line["sizes"]) if by != "parameters" else set()
+        ax.xaxis.set_major_locator(FixedLocator(sorted(ticks)) if ticks else LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+        ax.yaxis.set_major_formatter("{x:g}")
         ax.set_xlabel(" or ".join(words))
         ax.set_ylabel("seconds")
         ax.legend(frameon=False, fontsize=8)
