@@ -1,6 +1,7 @@
 """Where the time of a real run goes: seconds and shares of its stages, from questions to report.
 
     python benchmarks/stages.py [--questions 1400]     measures; writes benchmarks/stages.json
+    python benchmarks/stages.py --dtype bfloat16       prints the same for that precision; writes nothing
     python benchmarks/stages.py --table                stages.json as a Markdown table
 
 Runs what `hneurons demo` runs, with its settings, into a temporary folder. The stages are those of run.json. Of the
@@ -54,13 +55,14 @@ def small() -> IdentifySettings:
     )  # fmt: skip
 
 
-def measure(settings: IdentifySettings) -> dict[str, Any]:
+def measure(settings: IdentifySettings, dtype: str) -> dict[str, Any]:
     """What stages.json holds."""
     threads, clock = all_cpus(), Clock()
-    model = hn.load_model("smollm2-135m", device="cpu")
+    model = hn.load_model("smollm2-135m", device="cpu", dtype=dtype)
     with tempfile.TemporaryDirectory() as folder:
         run = hn.identify(model, "starter", Path(folder) / "run", settings, progress=clock)
         stages, counts = run.manifest["stages"], run.manifest["counts"]
+        found = {"verdict": run.verdict, "H-Neurons": len(run.card.h_neurons)}
     took = {name: float(stage["seconds"]) for name, stage in stages.items()}
     refits = clock.seconds.get(REFITS, 0.0)
     parts = {
@@ -76,7 +78,9 @@ def measure(settings: IdentifySettings) -> dict[str, Any]:
     whole = sum(parts.values())
     return {
         "model": model.name,
+        "dtype": dtype,
         "threads": threads,
+        **found,
         "questions": counts["questions"],
         "responses": counts["responses"],
         "examples": counts["faithful"] + counts["hallucinated"],
@@ -97,13 +101,14 @@ def table(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    given = options(__doc__, "--table", questions=1400)
+    given = options(__doc__, "--table", "--dtype", questions=1400)
     if given.table is not None:
         print(table(json.loads(FOUND.read_text())))
         return
-    found = measure(small() if given.quick else demo_settings(given.questions))
+    dtype = given.dtype or "float32"
+    found = measure(small() if given.quick else demo_settings(given.questions), dtype)
     print(json.dumps(found))
-    if not given.quick:
+    if not given.quick and dtype == "float32":
         FOUND.write_text(json.dumps(found, indent=1) + "\n")
 
 

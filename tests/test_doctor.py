@@ -36,9 +36,17 @@ def test_advises_where_something_is_amiss(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(doctor, "_memory", lambda: 1.5)
     monkeypatch.setattr(doctor, "_free", lambda folder: 0.5)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 10_000)
+    monkeypatch.setattr(doctor, "bfloat16_gain", lambda: 1.9)
     advice = " ".join(doctor.examine()["advice"])
+    if not torch.cuda.is_available():
+        assert "1.9 times as fast as float32: try --dtype bfloat16" in advice
     for word in ("hneurons[judge]", "4 GiB of memory", "2 GiB of disk", "10000 threads"):
         assert word in advice
+
+
+def test_no_advice_to_use_what_is_slow_here(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doctor, "bfloat16_gain", lambda: 0.3)
+    assert "bfloat16" not in " ".join(doctor.examine()["advice"])
 
 
 def test_unknown_memory_and_folders_are_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -62,8 +62,8 @@ class IdentifySettings(BaseModel):
     refits: int = Field(default=50, ge=2)
     """Bootstrap refits behind the stability of each H-Neuron; half as many with the split drawn anew."""
     bootstrap: int = Field(default=2000, ge=100)
-    batch_tokens: int = Field(default=4096, ge=64)
-    """Tokens of a batch in extraction, padding included."""
+    batch_tokens: int | None = Field(default=None, ge=64)
+    """Tokens of a batch in extraction, padding included; as many as suit the device by default."""
 
     @model_validator(mode="after")
     def _consistent(self) -> IdentifySettings:

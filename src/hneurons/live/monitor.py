@@ -26,7 +26,7 @@ from hneurons.live.reading import Reader
 from hneurons.models.load import StudyModel, as_study_model
 from hneurons.models.structure import backbone
 from hneurons.neurons.card import Card
-from hneurons.neurons.cett import batches
+from hneurons.neurons.cett import batches, usual_tokens
 from hneurons.neurons.scaling import scale
 from hneurons.neurons.watch import Watcher
 from hneurons.types import NeuronId, Span
@@ -143,14 +143,14 @@ class Monitor:
         return next(iter(self.score_many([(prompt, response)])))
 
     def score_many(
-        self, pairs: Iterable[tuple[Prompt, str]], *, alpha: float = 1.0, batch_tokens: int = 4096
+        self, pairs: Iterable[tuple[Prompt, str]], *, alpha: float = 1.0, batch_tokens: int | None = None
     ) -> list[Reading | None]:
         """The readings of given responses, in order.
 
         Args:
             pairs: what was asked, and the response to it.
             alpha: what the H-Neurons are multiplied by meanwhile.
-            batch_tokens: tokens of a batch, padding included.
+            batch_tokens: tokens of a batch, padding included; as many as suit the device by default.
 
         Raises:
             UsageError: a prompt and its response are longer than the model's context.
@@ -167,7 +167,8 @@ class Monitor:
                     "Shorten it.",
                 )
         found: dict[int, Reading | None] = {}
-        for rows in batches([len(asked) + len(said) for asked, said in ids], batch_tokens):
+        most = batch_tokens or usual_tokens(self.model.device)
+        for rows in batches([len(asked) + len(said) for asked, said in ids], most):
             full = [asked + said for asked, said in (ids[row] for row in rows)]
             longest = max(len(one) for one in full)
             tokens = torch.zeros(len(full), longest, dtype=torch.long)

@@ -36,6 +36,9 @@ from hneurons.types import REGIONS, Region
 LEAST_SHARED = 4
 """Tokens that prompts must have in common for passes to go on from them."""
 
+CACHED = 256
+"""Tokens whose |z| a CPU is given at a time, so that they are still in its cache when they are added up."""
+
 
 @dataclass(frozen=True)
 class Passage:
@@ -236,13 +239,14 @@ class PooledExtractor:
         if isinstance(z, Routed):
             self._pool_routed(batch, position, z, share)
             return
-        magnitude = z.reshape(*mask.shape, z.shape[-1]).abs().float()
-        norms = self.norms[position].to(z.device)
-        pooled = torch.bmm(share, magnitude).mul_(norms)
-        if not bool(torch.isfinite(pooled).all()):
+        z, norms = z.reshape(*mask.shape, z.shape[-1]), self.norms[position].to(z.device)
+        pooled = _weighed(share, z).mul_(norms)
+        largest = pooled.amax(dim=(1, 2))  # NaN, if any is
+        if not bool(torch.isfinite(largest).all()):
             # Padding may hold anything: what isn't finite there has met a share of 0, and 0 * NaN = NaN.
-            pooled = torch.bmm(share, magnitude.masked_fill_(~mask[..., None], 0.0)).mul_(norms)
-        self._check(ffn, batch.passages, torch.isfinite(pooled).flatten(1))
+            pooled = _weighed(share, z.masked_fill(~mask[..., None], 0.0)).mul_(norms)
+            largest = pooled.amax(dim=(1, 2))
+        self._check(ffn, batch.passages, torch.isfinite(largest)[:, None])
         batch.found.add(self.starts[position], np.arange(len(batch.passages)), pooled.cpu().numpy())
 
     def _pool_routed(self, batch: _Batch, position: int, z: Routed, share: Tensor) -> None:
@@ -291,6 +295,22 @@ class PooledExtractor:
                 weights[row, column, :length] = tokens / max(int(tokens.sum()), 1)
         device = self.model.device
         return (torch.from_numpy(array).to(device) for array in (ids, mask, weights))  # pyright: ignore[reportReturnType]
+
+
+def _weighed(share: Tensor, z: Tensor) -> Tensor:
+    """Sums of |z| over tokens, weighed: (passages, regions, tokens) x (passages, tokens, width)."""
+    if z.device.type != "cpu":
+        return torch.bmm(share, z.abs().float())
+    sums = share.new_empty(*share.shape[:2], z.shape[-1])
+    together = max(1, CACHED // z.shape[1])
+    for part in (slice(start, start + together) for start in range(0, len(z), together)):
+        torch.bmm(share[part], z[part].abs().float(), out=sums[part])
+    return sums
+
+
+def usual_tokens(device: torch.device) -> int:
+    """Tokens of a batch that suit a device. A CPU keeps a layer's activations in its cache if they are few."""
+    return 512 if device.type == "cpu" else 4096
 
 
 def batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hneurons.errors import NumericError, RunError, UnsupportedModelError
 from hneurons.models.load import StudyModel
-from hneurons.neurons.cett import Passage, batches
+from hneurons.neurons.cett import Passage, batches, usual_tokens
 from hneurons.parallel import ordered, workers
 from hneurons.runfolder import Journal, dumps, storage_errors, write_text
 from hneurons.types import Region
@@ -130,7 +130,7 @@ class Readout:
 def read_out(
     model: StudyModel,
     passages: Sequence[Passage],
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     tick: Callable[[int], None] = lambda _: None,
 ) -> Readout:
     """Hidden states and token statistics of each passage, by one teacher-forced pass in padded batches.
@@ -138,7 +138,7 @@ def read_out(
     Args:
         model: the model under study.
         passages: prompts with responses; each has a prompt and an answer outside the thinking block.
-        batch_tokens: tokens of a batch, padding included.
+        batch_tokens: tokens of a batch, padding included; as many as suit the device by default.
         tick: called with the number of passages that were read.
 
     Raises:
@@ -150,7 +150,7 @@ def read_out(
         assert passage.prompt_tokens > 0
         assert passage.thinking <= passage.answer[0] < passage.answer[1] <= said
     reader = _Reader(model)
-    plan = _plan(passages, batch_tokens, MOST_LOGITS // reader.vocabulary)
+    plan = _plan(passages, batch_tokens or usual_tokens(model.device), MOST_LOGITS // reader.vocabulary)
     found: dict[int, tuple[NDArray[np.float32], Floats, Floats]] = {}
     with reader, workers(model.device, alone=model.is_moved) as pool:
         groups = [[passages[row] for row in rows] for rows in plan]

@@ -24,7 +24,7 @@ from hneurons.errors import UnsupportedModelError
 from hneurons.models.load import StudyModel
 from hneurons.models.outline import Outline, has_weights
 from hneurons.neurons.blockstore import BlockStore, feature_store
-from hneurons.neurons.cett import Extractor, PooledExtractor, batches
+from hneurons.neurons.cett import Extractor, PooledExtractor, batches, usual_tokens
 from hneurons.neurons.choose import TrainingData
 from hneurons.neurons.features import FeatureStore
 from hneurons.neurons.matrix import Matrix, Stored
@@ -177,6 +177,11 @@ class Collection:
         make = self.tools.extractor
         return make(regions) if make else PooledExtractor(self.weights, regions)
 
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of a batch, padding included."""
+        return self.settings.batch_tokens or usual_tokens(self.model.device)
+
     # -- stages -----------------------------------------------------------------------------------
 
     def sample(self) -> None:
@@ -271,7 +276,7 @@ class Collection:
         examples, store = self.kept, self.store
         passages = [passage_of(self.model, example) for example in examples]
         written = store.written()
-        plan = batches([len(passage.ids) for passage in passages], self.settings.batch_tokens)
+        plan = batches([len(passage.ids) for passage in passages], self.batch_tokens)
         with self.progress.bar("Measuring contributions", len(examples)) as tick:
             left = [rows for rows in plan if not written.issuperset(rows)]
             tick(len(examples) - sum(len(rows) for rows in left))
@@ -290,7 +295,7 @@ class Collection:
         folder.mkdir(exist_ok=True)
         with self.progress.bar("Reading hidden states", len(passages)) as tick:
             try:
-                found = read_out(self.weights, passages, self.settings.batch_tokens, tick)
+                found = read_out(self.weights, passages, self.batch_tokens, tick)
             except UnsupportedModelError as error:
                 self.progress.say(f"Without hidden states and entropies: {error.problem}")
                 return

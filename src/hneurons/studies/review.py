@@ -207,7 +207,7 @@ def score_rewrites(data: Collection, card: Card, rows: Sequence[Rewrite]) -> Flo
         prompt = model.prompt_ids(row.question)
         whole = (*prompt, *ids, *((end,) if isinstance(end, int) else ()))
         passages.append(Passage(row.question_id, whole, len(prompt), (tokens.start, tokens.end)))
-    plan = batches([len(passage.ids) for passage in passages], data.settings.batch_tokens)
+    plan = batches([len(passage.ids) for passage in passages], data.batch_tokens)
     extractor = data.extractor([Region.ANSWER])
     scores = np.zeros(len(rows))
     with data.progress.bar("Rewriting answers", len(rows)) as tick:
