@@ -41,7 +41,7 @@ def main() -> None:
     count, rounds = (2, 1) if given.quick else (given.questions, given.rounds)
     low, full = (hn.load_model(NAME, dtype=dtype, device="cpu") for dtype in ("bfloat16", "float32"))
     texts, wrong, groups = answers(full, given.quick)
-    plan = [list(rows) for rows in batches([len(passage.ids) for passage in texts], 512)]
+    plan = [list(rows) for rows in batches([len(passage.ids) for passage in texts], 1024)]
     some = plan[:4]
     extraction = in_turn(lambda: measured(low, texts, some), lambda: measured(full, texts, some), rounds)
 

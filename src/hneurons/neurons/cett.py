@@ -310,7 +310,7 @@ def _weighed(share: Tensor, z: Tensor) -> Tensor:
 
 def usual_tokens(device: torch.device) -> int:
     """Tokens of a batch that suit a device. A CPU keeps a layer's activations in its cache if they are few."""
-    return 512 if device.type == "cpu" else 4096
+    return 1024 if device.type == "cpu" else 4096
 
 
 def batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
