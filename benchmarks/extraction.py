@@ -19,7 +19,7 @@ from hneurons.neurons.cett import Beginning, Passage, PooledExtractor, batches
 from hneurons.parallel import ordered, workers
 from hneurons.types import Region
 
-given = options(__doc__, examples=192, batch_tokens=1024, rounds=5)
+given = options(__doc__, examples=192, batch_tokens=512, rounds=5)
 threads = all_cpus()
 model = hn.load_model("smollm2-135m", device="cpu")
 texts = passages(model, 4 if given.quick else given.examples)

@@ -22,15 +22,15 @@ from torch import Tensor
 
 import hneurons as hn
 from hneurons.answers.kvcache import common_prefix
-from hneurons.neurons.cett import Passage, PooledExtractor, batches
+from hneurons.neurons.cett import Passage, PooledExtractor, plan
 from hneurons.types import Region
 
-given = options(__doc__, examples=128, batch_tokens=1024, rounds=5)
+given = options(__doc__, examples=128, batch_tokens=512, rounds=5)
 threads = all_cpus()
 model = hn.load_model("smollm2-135m", device="cpu")
 texts = passages(model, 4 if given.quick else given.examples)
-plan = batches([len(passage.ids) for passage in texts], given.batch_tokens)
-groups = [[texts[row] for row in rows] for rows in plan]
+planned = plan(model, texts, given.batch_tokens)
+groups = [[texts[row] for row in rows] for rows in planned]
 regions = (Region.ANSWER, Region.OTHER)
 extractor = PooledExtractor(model, regions)
 weight_norms = torch.stack([ffn.column_norms() for ffn in model.ffns])
@@ -95,7 +95,7 @@ def at_the_peak(plain: float) -> dict[str, float]:
 
 ours = np.concatenate(extract())
 plain = np.stack([[region.numpy() for region in found] for found in one_by_one()])
-plain = plain[[row for rows in plan for row in rows]]
+plain = plain[[row for rows in planned for row in rows]]
 worst = float(np.abs(ours - plain).max() / plain.max())
 assert worst < 1e-4, worst  # both must be the same numbers
 measured = in_turn(extract, one_by_one, 1 if given.quick else given.rounds, warm=False)  # both are warm

@@ -310,7 +310,14 @@ def _weighed(share: Tensor, z: Tensor) -> Tensor:
 
 def usual_tokens(device: torch.device) -> int:
     """Tokens of a batch that suit a device. A CPU keeps a layer's activations in its cache if they are few."""
-    return 1024 if device.type == "cpu" else 4096
+    return 512 if device.type == "cpu" else 4096
+
+
+def plan(model: StudyModel, passages: Sequence[Passage], tokens: int) -> list[list[int]]:
+    """`batches` for extraction: tokens count that go through the model, so not what all prompts begin with."""
+    begin = beginning(model, passages)
+    shared = len(begin.ids) if begin else 0
+    return batches([len(passage.ids) - shared for passage in passages], tokens)
 
 
 def batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:

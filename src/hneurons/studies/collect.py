@@ -24,7 +24,7 @@ from hneurons.errors import UnsupportedModelError
 from hneurons.models.load import StudyModel
 from hneurons.models.outline import Outline, has_weights
 from hneurons.neurons.blockstore import BlockStore, feature_store
-from hneurons.neurons.cett import Extractor, PooledExtractor, batches, usual_tokens
+from hneurons.neurons.cett import Extractor, PooledExtractor, plan, usual_tokens
 from hneurons.neurons.choose import TrainingData
 from hneurons.neurons.features import FeatureStore
 from hneurons.neurons.matrix import Matrix, Stored
@@ -276,9 +276,9 @@ class Collection:
         examples, store = self.kept, self.store
         passages = [passage_of(self.model, example) for example in examples]
         written = store.written()
-        plan = batches([len(passage.ids) for passage in passages], self.batch_tokens)
+        planned = plan(self.model, passages, self.batch_tokens)
         with self.progress.bar("Measuring contributions", len(examples)) as tick:
-            left = [rows for rows in plan if not written.issuperset(rows)]
+            left = [rows for rows in planned if not written.issuperset(rows)]
             tick(len(examples) - sum(len(rows) for rows in left))
             groups = [[passages[row] for row in rows] for rows in left]
             measured = self.extractor(store.regions).many(groups) if left else ()

@@ -16,7 +16,7 @@ from hneurons.answers.text import token_offsets
 from hneurons.errors import TooFewExamplesError
 from hneurons.neurons.calibration import reliability
 from hneurons.neurons.card import Card
-from hneurons.neurons.cett import Passage, batches
+from hneurons.neurons.cett import Passage, plan
 from hneurons.neurons.choose import TrainingData
 from hneurons.neurons.probe import smallest_c
 from hneurons.runfolder import Json
@@ -207,12 +207,12 @@ def score_rewrites(data: Collection, card: Card, rows: Sequence[Rewrite]) -> Flo
         prompt = model.prompt_ids(row.question)
         whole = (*prompt, *ids, *((end,) if isinstance(end, int) else ()))
         passages.append(Passage(row.question_id, whole, len(prompt), (tokens.start, tokens.end)))
-    plan = batches([len(passage.ids) for passage in passages], data.batch_tokens)
+    planned = plan(model, passages, data.batch_tokens)
     extractor = data.extractor([Region.ANSWER])
     scores = np.zeros(len(rows))
     with data.progress.bar("Rewriting answers", len(rows)) as tick:
-        groups = [[passages[row] for row in part] for part in plan]
-        for part, found in zip(plan, extractor.many(groups), strict=True):
+        groups = [[passages[row] for row in part] for part in planned]
+        for part, found in zip(planned, extractor.many(groups), strict=True):
             scores[part] = card.score(found.dense()[:, 0])
             tick(len(part))
     return scores
