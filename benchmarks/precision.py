@@ -20,8 +20,7 @@ import hneurons as hn
 from hneurons.answers.engine import Request, Sampling
 from hneurons.answers.hf import HFEngine
 from hneurons.models.load import StudyModel
-from hneurons.neurons.cett import Passage, PooledExtractor
-from hneurons.neurons.cett import plan as cett_plan
+from hneurons.neurons.cett import Passage, PooledExtractor, batches
 from hneurons.types import Region
 
 NAME = "smollm2-135m"
@@ -42,8 +41,8 @@ def main() -> None:
     count, rounds = (2, 1) if given.quick else (given.questions, given.rounds)
     low, full = (hn.load_model(NAME, dtype=dtype, device="cpu") for dtype in ("bfloat16", "float32"))
     texts, wrong, groups = answers(full, given.quick)
-    plan = cett_plan(full, texts, 512)
-    some = plan[:12]
+    plan = [list(rows) for rows in batches([len(passage.ids) for passage in texts], 2048)]
+    some = plan[:4]
     extraction = in_turn(lambda: measured(low, texts, some), lambda: measured(full, texts, some), rounds)
 
     asked = hn.load_questions("starter", limit=count, seed=0).questions
