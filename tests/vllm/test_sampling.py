@@ -145,7 +145,7 @@ def test_a_study_that_vllm_measures_has_the_features_of_transformers(demo: Study
     assert any("hidden states and entropies" in note for note in run.manifest["notes"])
     lines = (run.path / "examples.jsonl").read_text().splitlines()
     passages = [passage_of(demo, example_from_json(json.loads(line))) for line in lines]
-    own = PooledExtractor(demo, REGIONS)(passages).dense()
+    own = PooledExtractor(demo, REGIONS)(passages)
     store = FeatureStore(run.path / "features", len(passages), demo.neurons, REGIONS)
     for column, region in enumerate(REGIONS):
         found = store.read(region, range(len(passages)))
