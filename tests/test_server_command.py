@@ -103,7 +103,8 @@ def test_what_it_serves_and_says(command: Command, run: Path, monkeypatch: pytes
         "--host", "0.0.0.0", "--log-text",
     )  # fmt: skip
     assert status == 0
-    assert seen["load"] == ("smollm2-135m", "elsewhere", {"device": "cpu", "dtype": "bfloat16"})
+    loading = {"device": "cpu", "dtype": "bfloat16", "trust_remote_code": False}
+    assert seen["load"] == ("smollm2-135m", "elsewhere", loading)
     assert seen["service"] == ("the model", 32, {"max_batch": 3, "max_waiting": 4, "max_tokens": 50})
     settings = seen["settings"]
     assert (settings.host, settings.key, settings.alpha, settings.max_body) == ("0.0.0.0", "hush", 0.5, 2048)
