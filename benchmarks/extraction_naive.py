@@ -9,7 +9,7 @@ Neither side writes its numbers to the disk, and both have all CPUs.
 
 `operations` is how many times fewer multiplications the model itself needs here, for want of the LM head and of what
 all prompts begin with. `at_the_peak` is the ratio if those that are left, and nothing else, took the time that the
-fastest large matrix product of this machine takes for as many: no way of extraction is faster here in float32.
+fastest large matrix product of this machine takes for as many: no way that makes these products in float32 is faster.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from passages import passages
 from torch import Tensor
 
 import hneurons as hn
-from hneurons.answers.kvcache import common_prefix
-from hneurons.neurons.cett import Passage, PooledExtractor, plan
+from hneurons.neurons.cett import Passage, PooledExtractor, beginning, plan
 from hneurons.types import Region
 
 given = options(__doc__, examples=128, batch_tokens=512, rounds=5)
@@ -68,7 +67,9 @@ def one_by_one() -> list[list[Tensor]]:
 blocks = sum(p.numel() for name, p in model.model.named_parameters() if "embed" not in name and "head" not in name)
 head = model.model.get_output_embeddings().weight.numel()
 lengths = [len(passage.ids) for passage in texts]
-shared = common_prefix([tuple(model.prompt_ids(question)) for question in ("a", "0")])
+begin = beginning(model, texts)
+assert begin
+shared = len(begin.ids)
 products = blocks * (sum(lengths) - shared * (len(texts) - 1))
 """Of weights and tokens, that are left."""
 

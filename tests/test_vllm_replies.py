@@ -242,7 +242,9 @@ def test_a_request_without_end_is_refused(llama: StudyModel, monkeypatch: pytest
     assert "200 bytes" in json.loads(data)["error"]["message"]
 
 
-def test_a_reply_without_text_is_not_searched(llama: StudyModel):
+def test_a_reply_without_text_is_not_searched(llama: StudyModel, monkeypatch: pytest.MonkeyPatch):
+    """That would take the server's time: a decoding for each of its tokens."""
+    monkeypatch.setattr("hneurons.vllm.risks.decode", lambda *_: pytest.fail("it was decoded"))
     engine = Engine(llama, {"chatcmpl-x-12345678": (ids_of(llama, "It is Paris"), [0.5] * 3)})
     body = {"id": "chatcmpl-x", "choices": [{"index": 0, "message": {"content": None, "reasoning": "It is Paris"}}]}
     _, data = call(Server(reply(body), engine), {"messages": [], **ASKED})

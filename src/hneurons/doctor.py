@@ -98,7 +98,10 @@ def _advice(found: Json, threads: int) -> list[str]:
         advice.append("Less than 2 GiB of disk here: give --out a folder on a larger one.")
     gain = machine["bfloat16_gain"]
     if found["settings"]["device"] == "cpu" and gain >= WORTH:
-        advice.append(f"This CPU multiplies bfloat16 {gain:.1f} times as fast as float32: try --dtype bfloat16.")
+        advice.append(
+            f"This CPU multiplies bfloat16 {gain:.1f} times as fast as float32: try --dtype bfloat16, "
+            "by which a whole model gains less, and says other things."
+        )
     missing = [extra for extra, there in found["extras"].items() if not there]
     if missing:
         advice.append(f"For more: pip install 'hneurons[{','.join(missing)}]'")
