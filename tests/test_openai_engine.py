@@ -129,8 +129,27 @@ def test_alphas_go_out_only_where_the_plugin_is_said_to_be(model: Outline, serve
     with pytest.raises(UsageError, match="turns no neurons"):
         engine(model, server).sample(turned, SHORT)
     assert not server.requests
+    plain = server.say
+    server.say = lambda body: refusal(400, "hneurons is no JSON") if "no s" in str(body["vllm_xargs"]) else plain(body)
     engine(model, server, dial=True).sample(turned, SHORT)
-    assert server.requests[0]["vllm_xargs"] == {"hneurons": '{"alpha": 0.5}'}
+    assert server.requests[1]["vllm_xargs"] == {"hneurons": '{"alpha": 0.5}'}
+
+
+def test_a_server_without_the_plugin_turns_nothing(model: Outline, server: CompletionsServer):
+    """vLLM ignores what it doesn't know: every alpha would answer as 1."""
+    turned = [Request(ASKED[0].question, 0, alpha=0.5)]
+    plain = server.say
+    for say in (plain, lambda _: refusal(400, "unknown argument vllm_xargs")):
+        server.say = say
+        with pytest.raises(ServiceError, match=r"no plugin.*HNEURONS_CARD"):
+            engine(model, server, dial=True).sample(turned, SHORT)
+
+
+def test_a_response_that_was_broken_off_is_none(model: Outline, server: CompletionsServer):
+    """As by vLLM when it is stopped."""
+    server.say = lambda _: completion("", [], "abort", ids=[])
+    with pytest.raises(ServiceError, match=r"broken off after 0 tokens .abort."):
+        engine(model, server).sample(ASKED[:1], SHORT)
 
 
 def test_a_thinking_budget_is_refused(model: Outline, server: CompletionsServer):
@@ -155,6 +174,16 @@ def test_a_server_of_texts_gets_texts_and_its_responses_are_tokenised_here(model
     before = len(server.requests)
     made.sample(ASKED[1:2], SHORT)
     assert len(server.requests) == before + 1  # it isn't tried with ids again
+
+
+def test_of_a_server_of_texts_the_name_must_tell_the_model(model: Outline, server: CompletionsServer):
+    """Ids of another model's tokens may be refused just as ids by a server that takes texts alone."""
+    ids = model.tokenizer.encode(PARIS, add_special_tokens=False)
+    server.say = texts_alone(PARIS, [-0.5] * (len(ids) + 1))
+    server.names = ["another"]
+    with pytest.raises(ServiceError, match=r"serves 'another'.*--served-model another"):
+        engine(model, server).sample(ASKED[:1], SHORT)
+    assert engine(model, server, "another").sample(ASKED[:1], SHORT)[0].text == PARIS
 
 
 def test_log_probabilities_as_llama_cpp_has_them(model: Outline, server: CompletionsServer):

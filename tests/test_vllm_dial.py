@@ -18,7 +18,7 @@ from hneurons.errors import CardError, UnsupportedModelError, UsageError
 from hneurons.extras import check_vllm
 from hneurons.neurons.card import Card
 from hneurons.vllm.asked import Asked, asked, card_of_environment, default_alpha
-from hneurons.vllm.dial import KEPT, Turner, outside
+from hneurons.vllm.dial import Turner, outside
 from hneurons.vllm.engine import check_card, check_engine, check_extension
 from hneurons.vllm.plugin import BODIES, attach, refuse_beams
 from hneurons.vllm.risks import gathered
@@ -33,6 +33,12 @@ CARD = Card.model_validate(
     }
 )
 TURNED = [(0, 1), (1, 3), (1, 5)]
+
+
+@pytest.fixture(autouse=True)
+def one_rank(monkeypatch: pytest.MonkeyPatch):
+    """In place of vLLM's."""
+    monkeypatch.setattr("hneurons.vllm.plugin._over_ranks", float)
 
 
 def worker(rank: int = 0, ranks: int = 1, card: Card = CARD) -> tuple[fake.Runner, Turner]:
@@ -120,16 +126,19 @@ def test_a_preempted_response_is_scored_once():
     assert np.isfinite(found.scores).all()
 
 
-def test_results_that_nobody_fetches_do_not_pile_up():
+def test_results_that_nobody_fetches_do_not_pile_up(monkeypatch: pytest.MonkeyPatch):
     runner, turner = worker()
-    for number in range(KEPT + 20):
+    monkeypatch.setattr("hneurons.vllm.dial.KEPT", 60)
+    for number in range(50):
         name = f"{number}-12345678"
-        runner.add(name, [3, 4], 1, hneurons=told(monitor=True))
-        runner.step({name: 2})
+        runner.add(name, [3, 4, 5], 1, hneurons=told(monitor=True))
+        runner.step({name: 3})
+        if number == 45:
+            assert json.loads(turner.take(["44"]))
         del runner.requests[name]
-    assert len(turner._scored) == KEPT
-    assert json.loads(turner.take(["0"])) == {}
-    assert json.loads(turner.take([str(KEPT + 19)]))
+    assert [outside(name)[0] for name in turner._scored] == [str(number) for number in range(19, 50) if number != 44]
+    assert json.loads(turner.take(["18"])) == {}
+    assert json.loads(turner.take(["49"]))
 
 
 def test_a_request_without_its_stamp_is_no_request_with_alpha_1():
@@ -192,11 +201,38 @@ def test_a_worker_whose_hooks_are_skipped_does_not_start():
 
 
 def test_a_worker_whose_logits_do_not_move_does_not_start():
+    """Though attention, which nobody gave a batch, says something else each time."""
     model = fake.Model()
     for layer, index in TURNED:
         model.layers[layer].mlp.down_proj.own[:, index] = 0
     with pytest.raises(UnsupportedModelError, match="didn't change vLLM's logits"):
         started(model=model).compile_or_warm_up_model()
+
+
+def test_neurons_that_are_silent_in_the_test_are_no_fault(caplog: pytest.LogCaptureFixture):
+    """As those of a model with ReLU may be."""
+    model = fake.Model()
+    for layer, index in TURNED:
+        model.layers[layer].mlp.up[index] = 0
+    assert started(model=model).compile_or_warm_up_model() == "warm"
+    assert "can't tell" in caplog.text
+
+
+def test_a_rank_without_neurons_of_the_card_runs_the_test_as_well():
+    """The other ranks wait for its part of every sum."""
+    own = CARD.model_copy(update={"neurons": [n for n in CARD.neurons if n.index < fake.WIDTH // 2]})
+    for rank in range(2):
+        runner, turner = worker(rank, 2, own)
+        assert bool(turner._parts) is (rank == 0)
+        ran: list[int] = []
+
+        def logits(tokens: int, ran: list[int] = ran, runner: Any = runner, rank: int = rank) -> torch.Tensor | None:
+            ran.append(tokens)
+            out = runner.model(input_ids=torch.arange(tokens))
+            return None if rank else runner.model.compute_logits(out)
+
+        turner.test(logits, 7, lambda value: value + 1.0)
+        assert ran == [7, 7, 7]
 
 
 def test_a_card_of_another_model_is_refused_when_the_model_is_loaded():
@@ -236,8 +272,9 @@ def test_a_request_that_asks_nonsense_is_refused_in_one_line(value: Any):
 
 def test_cached_prefixes_of_different_alphas_have_different_salts():
     salts = [Asked(alpha).salt for alpha in (1.0, 0.0, 2.0, 2.0000001)]
-    assert salts[0] is None
+    # Alpha 1 too: a client's own salt comes before it, and could else be " hneurons alpha=0.0".
     assert len(set(salts)) == 4
+    assert all(salts)
 
 
 def test_environment(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
@@ -285,12 +322,13 @@ def config(**changes: Any) -> Any:
     made: Any = SimpleNamespace(
         compilation_config=SimpleNamespace(mode=0, cudagraph_mode=SimpleNamespace(name="NONE")),
         use_v2_model_runner=False,
-        cache_config=SimpleNamespace(enable_prefix_caching=False),
         speculative_config=None,
         kv_transfer_config=None,
         lora_config=None,
-        model_config=SimpleNamespace(runner_type="generate", architectures=["A"]),
-        parallel_config=SimpleNamespace(data_parallel_size=1, worker_extension_cls=""),
+        model_config=SimpleNamespace(
+            runner_type="generate", architectures=["A"], get_total_num_hidden_layers=lambda: fake.LAYERS
+        ),
+        parallel_config=SimpleNamespace(data_parallel_size=1, pipeline_parallel_size=1, worker_extension_cls=""),
     )
     for path, value in changes.items():
         *parts, last = path.split("__")
@@ -307,11 +345,12 @@ def config(**changes: Any) -> Any:
         ({"compilation_config__mode": 3}, "--enforce-eager"),
         ({"compilation_config__cudagraph_mode": SimpleNamespace(name="FULL")}, "--enforce-eager"),
         ({"use_v2_model_runner": True}, "VLLM_USE_V2_MODEL_RUNNER=0"),
-        ({"cache_config__enable_prefix_caching": True}, "--no-enable-prefix-caching"),
         ({"speculative_config": object()}, "speculative"),
         ({"kv_transfer_config": object()}, "connector"),
         ({"lora_config": object()}, "--enable-lora"),
         ({"parallel_config__data_parallel_size": 2}, "engine of its own"),
+        ({"parallel_config__pipeline_parallel_size": 2}, "--tensor-parallel-size"),
+        ({"model_config__enable_prompt_embeds": True}, "--enable-prompt-embeds"),
         ({"model_config__runner_type": "pooling"}, "--runner"),
     ],
 )
@@ -322,7 +361,6 @@ def test_engines_that_would_give_wrong_numbers_are_refused(changes: dict[str, An
 
 def test_engines_that_are_fine():
     check_engine(config())
-    check_engine(config(cache_config__enable_prefix_caching=True), prefix_caching=True)
     check_extension(config(parallel_config__worker_extension_cls="hneurons.vllm.worker.Extension"))
     with pytest.raises(UsageError, match="worker_extension_cls"):
         check_extension(config())
@@ -334,6 +372,12 @@ def test_a_card_of_another_architecture_is_refused():
     check_card(config(model_config__architectures=["AForConditionalGeneration"]), text)
     with pytest.raises(CardError, match="of a A; vLLM serves a LlamaForCausalLM"):
         check_card(config(model_config__architectures=["LlamaForCausalLM"]), CARD)
+
+
+def test_a_card_of_a_deeper_model_is_refused():
+    """The first layers of the deeper one are as wide."""
+    with pytest.raises(CardError, match="with 3 layers; vLLM serves 2"):
+        check_card(config(model_config__get_total_num_hidden_layers=lambda: 2), CARD)
 
 
 def test_beams_that_ask_are_refused_and_others_are_not(monkeypatch: pytest.MonkeyPatch):

@@ -12,7 +12,7 @@ import pytest
 import tiny
 from hneurons.answers import vllm as engine_module
 from hneurons.answers.engine import OtherEngine, Request, Sampling, seed_of
-from hneurons.answers.vllm import CONTEXT, CPU_BLOCK, CPU_CACHE, VLLMEngine, arguments
+from hneurons.answers.vllm import CONTEXT, CPU_BLOCK, CPU_CACHE, NONSENSE, VLLMEngine, arguments
 from hneurons.errors import (
     MissingExtraError,
     NumericError,
@@ -36,6 +36,7 @@ class FakeLLM:
 
     args: dict[str, Any]
     say: Any
+    plugin: bool = True
     closed: bool = False
     calls: list[tuple[list[Any], list[Any]]] = field(default_factory=list)
 
@@ -47,6 +48,10 @@ class FakeLLM:
         )
 
     def generate(self, prompts: list[Any], settings: list[Any], use_tqdm: bool) -> list[Any]:
+        if [wanted.extra_args["hneurons"] for wanted in settings] == [NONSENSE]:
+            if self.plugin:
+                raise ValueError("hneurons is no JSON")
+            return []
         self.calls.append((prompts, settings))
         made = []
         for prompt, wanted in zip(prompts, settings, strict=True):
@@ -64,9 +69,10 @@ class Fakes:
     def __init__(self) -> None:
         self.started: list[FakeLLM] = []
         self.say: Any = lambda prompt, wanted: ([5, 6], "length", -0.5)
+        self.plugin = True
 
     def __call__(self, args: dict[str, Any]) -> FakeLLM:
-        self.started.append(FakeLLM(args, lambda prompt, wanted: self.say(prompt, wanted)))
+        self.started.append(FakeLLM(args, lambda prompt, wanted: self.say(prompt, wanted), self.plugin))
         return self.started[-1]
 
 
@@ -182,8 +188,9 @@ def test_a_prompt_that_leaves_no_room_is_refused(outline: Outline, fakes: Fakes)
     longest = len(outline.prompt_ids(ASKED[0].said))
     fits = VLLMEngine(outline, {"max_model_len": longest + 6}, start=fakes)
     assert len(fits.sample(ASKED[:1], SHORT)) == 1
-    with pytest.raises(PromptTooLongError, match="max_model_len"):
-        VLLMEngine(outline, {"max_model_len": longest + 5}, start=fakes).sample(ASKED[:1], SHORT)
+    for args in ({"args": {"max_model_len": longest + 5}}, {"args": {"max_model_len": longest + 6}, "measures": True}):
+        with pytest.raises(PromptTooLongError, match="max_model_len"):
+            VLLMEngine(outline, **args, start=fakes).sample(ASKED[:1], SHORT)
 
 
 def test_it_starts_when_it_is_needed_and_again_after_it_was_closed(outline: Outline, fakes: Fakes):
@@ -201,16 +208,33 @@ def test_it_starts_when_it_is_needed_and_again_after_it_was_closed(outline: Outl
     assert len(fakes.started) == 2
 
 
-def test_two_copies_of_the_weights_never_live_at_once(outline: Outline, fakes: Fakes):
-    engine = VLLMEngine(outline, start=fakes)
-    first = engine.llm
-    second = engine.measuring
-    assert first.closed
-    assert not second.closed
-    assert engine.measuring is second
-    told = [(one.args["enable_prefix_caching"], one.args.get("worker_extension_cls")) for one in fakes.started]
-    assert told == [(True, None), (False, "hneurons.vllm.worker.Extension")]
-    assert second.args["enforce_eager"] is True
+def test_what_samples_can_measure_too_so_that_the_model_is_loaded_once(outline: Outline, fakes: Fakes):
+    engine = VLLMEngine(outline, measures=True, start=fakes)
+    engine.sample(ASKED, SHORT)
+    assert engine.llm is fakes.started[0]
+    (started,) = fakes.started
+    assert started.args["worker_extension_cls"] == "hneurons.vllm.worker.Extension"
+    assert (started.args["enforce_eager"], started.args["enable_prefix_caching"]) == (True, True)
+    VLLMEngine(outline, start=fakes).sample(ASKED, SHORT)
+    assert "worker_extension_cls" not in fakes.started[-1].args
+    with pytest.raises(UsageError, match="enforce_eager"):
+        VLLMEngine(outline, {"enforce_eager": False}, measures=True)
+
+
+def test_an_engine_without_the_plugin_turns_nothing(outline: Outline, fakes: Fakes):
+    """vLLM ignores what it doesn't know: every alpha would answer as 1."""
+    engine = VLLMEngine(outline, dial=True, start=fakes)
+    fakes.plugin = False
+    with pytest.raises(UsageError, match="HNEURONS_CARD"):
+        engine.sample(ASKED, SHORT)
+    assert fakes.started[0].closed
+
+
+@pytest.mark.parametrize("reason", ["abort", "error"])
+def test_a_response_that_was_broken_off_is_none(outline: Outline, fakes: Fakes, reason: str):
+    fakes.say = lambda prompt, wanted: ([5], reason, -0.5)
+    with pytest.raises(ServiceError, match=f"broken off after 1 tokens .{reason}."):
+        VLLMEngine(outline, start=fakes).sample(ASKED[:1], SHORT)
 
 
 # -- arguments ----------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from made_up import card_of
+from sampling import GREEDY_STUDY
 
 import hneurons
 from hneurons.errors import ModelNotFoundError
@@ -62,6 +63,12 @@ def card_file(card: Card, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("card") / "neurons.json"
     card.save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def greedy_run(model: StudyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run that transformers sampled and measured."""
+    return hneurons.identify(model, "starter", tmp_path_factory.mktemp("greedy") / "run", GREEDY_STUDY).path
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ COMMON: dict[str, Any] = {
 
 def features(told: dict[str, Any], folder: Path) -> Any:
     """Pooled features of groups of passages."""
-    from vllm import LLM
+    from vllm import LLM, SamplingParams
 
     from hneurons.answers.engine import WORKER
     from hneurons.layout import Layout
@@ -29,12 +29,17 @@ def features(told: dict[str, Any], folder: Path) -> Any:
     llm = LLM(told["model"], worker_extension_cls=WORKER, **{**COMMON, **told["engine"]})
     layout = Layout(*(tuple(each) for each in told["layout"]))
     extractor = VLLMExtractor(llm, layout, REGIONS)
-    VLLMExtractor(llm, layout, REGIONS)  # a second one finds the hooks there
+    twice = VLLMExtractor(llm, layout, REGIONS)  # a second one finds the hooks there
     groups = [[Passage(p[0], tuple(p[1]), p[2], tuple(p[3])) for p in group] for group in told["groups"]]
+    # As after sampling: with prefix caching the engine has all of them in its cache.
+    again = SamplingParams(temperature=0.0, max_tokens=1)
+    prompts = [{"prompt_token_ids": list(passage.ids)} for group in groups for passage in group]
+    cached = [[output.num_cached_tokens for output in llm.generate(prompts, again, use_tqdm=False)] for _ in range(2)]
     paths = []
     for number, found in enumerate(extractor.many(groups)):
         paths.append(str(folder / f"{number}.npy"))
         np.save(paths[-1], found.dense())
+    list(twice.many(groups))  # and nothing of the first one's in the cache
     refused = {}
     for name, wrong in told.get("refused", {}).items():
         try:
@@ -45,7 +50,7 @@ def features(told: dict[str, Any], folder: Path) -> Any:
         list(extractor.many([[Passage("long", (5,) * told["too_long"], 3, (0, 1))]]))
     except Exception as error:
         refused["long"] = f"{type(error).__name__}: {error}"
-    return {"paths": paths, "refused": refused}
+    return {"paths": paths, "refused": refused, "cached": cached}
 
 
 def dial(told: dict[str, Any], folder: Path) -> Any:
@@ -56,7 +61,7 @@ def dial(told: dict[str, Any], folder: Path) -> Any:
     from hneurons.vllm.risks import CALL, gathered, risks
 
     card = card_of_environment()
-    assert card is not None
+    assert (card is None) is bool(told.get("bare"))
     llm = LLM(told["model"], **{**COMMON, **told["engine"]})
     rounds = []
     for wanted in told["rounds"]:
@@ -66,7 +71,9 @@ def dial(told: dict[str, Any], folder: Path) -> Any:
         ]
         outputs = llm.generate([{"prompt_token_ids": each["prompt"]} for each in wanted], params, use_tqdm=False)
         names = [output.request_id for output in outputs]
-        if told.get("scores"):
+        if card is None:
+            told_of = [None] * len(wanted)
+        elif told.get("scores"):
             found = gathered(llm.collective_rpc(CALL, args=(names,)), card.probe.intercept)
             told_of = [found[name, 0].scores.tolist() if (name, 0) in found else None for name in names]
         else:
@@ -92,7 +99,7 @@ def lora(told: dict[str, Any], folder: Path) -> Any:
     rounds = []
     for wanted in told["rounds"]:
         adapters = [
-            LoRARequest(str(each["alpha"]), 1 + told["alphas"].index(each["alpha"]), each["adapter"])
+            LoRARequest(each["name"], 1 + told["names"].index(each["name"]), each["adapter"])
             if each["adapter"]
             else None
             for each in wanted
@@ -105,6 +112,58 @@ def lora(told: dict[str, Any], folder: Path) -> Any:
     return rounds
 
 
+def engine(told: dict[str, Any], folder: Path) -> Any:
+    """Greedy responses of `VLLMEngine` to questions, at alphas."""
+    from hneurons.answers.engine import Request, Sampling
+    from hneurons.answers.vllm import VLLMEngine
+    from hneurons.models.outline import load_outline
+    from hneurons.types import Question, to_json
+
+    outline = load_outline(told["model"], device="cpu")
+    made = VLLMEngine(outline, {"kv_cache_memory_bytes": 200_000_000, **told["engine"]}, dial=told["dial"])
+    asked = [Request(Question(q, q, ("x",)), 0, alpha=alpha) for q in told["questions"] for alpha in told["alphas"]]
+    found = made.sample(asked, Sampling(temperature=0.0, max_new_tokens=told["tokens"]))
+    made.close()
+    return [to_json(response) for response in found]
+
+
+def memory(told: dict[str, Any], folder: Path) -> Any:
+    """What sampling and measuring say when the process gets no more memory; and responses once it does again."""
+    import resource
+
+    from hneurons.answers.engine import Request, Sampling
+    from hneurons.answers.vllm import VLLMEngine
+    from hneurons.models.outline import load_outline
+    from hneurons.neurons.cett import Passage
+    from hneurons.types import REGIONS, Question, to_json
+    from hneurons.vllm.features import VLLMExtractor
+
+    outline = load_outline(told["model"], device="cpu")
+    made = VLLMEngine(outline, {"kv_cache_memory_bytes": 200_000_000}, measures=True)
+    asked = [Request(Question(q, q, ("x",)), sample) for q in told["questions"] for sample in range(told["samples"])]
+    sampling = Sampling(temperature=0.0, max_new_tokens=told["tokens"])
+    extractor = VLLMExtractor(made.llm, outline.layout, REGIONS)
+    made.sample(asked[:1], sampling)
+    passages = [Passage(str(n), tuple(outline.prompt_ids(r.said)), 3, (0, 1)) for n, r in enumerate(asked)]
+    said = {}
+    for name, work in {
+        "measured": lambda: list(extractor.many([passages])), "sampled": lambda: made.sample(asked, sampling)
+    }.items():  # fmt: skip
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + told["left"], resource.RLIM_INFINITY))
+        try:
+            work()
+            said[name] = "nothing"
+        except Exception as error:
+            said[name] = f"{type(error).__name__}: {error}"
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    made.close()
+    found = made.sample(asked[:1], sampling)
+    made.close()
+    return {"said": said, "after": [to_json(response) for response in found]}
+
+
 def check(told: dict[str, Any], folder: Path) -> Any:
     """What `check_engine` says of configurations, none of which is started."""
     from vllm.engine.arg_utils import EngineArgs
@@ -115,7 +174,7 @@ def check(told: dict[str, Any], folder: Path) -> Any:
     found = {}
     for name, options in told["engines"].items():
         variables = options.pop("variables", {})
-        settings = {**COMMON, "enable_prefix_caching": False, **options}
+        settings = {**COMMON, **options}
         config = EngineArgs(told["model"], **settings).create_engine_config()
         # Only now: without Triton vLLM itself refuses the newer model runner.
         os.environ.update(variables)
@@ -132,7 +191,7 @@ def check(told: dict[str, Any], folder: Path) -> Any:
 
 if __name__ == "__main__":
     part, scratch = sys.argv[1], Path(sys.argv[2])
-    result = {"features": features, "dial": dial, "lora": lora, "check": check}[part](
-        json.loads((scratch / "in.json").read_text()), scratch
-    )
+    result = {"features": features, "dial": dial, "lora": lora, "engine": engine, "memory": memory, "check": check}[
+        part
+    ](json.loads((scratch / "in.json").read_text()), scratch)
     (scratch / "out.json").write_text(json.dumps(result))

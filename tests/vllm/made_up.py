@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from hneurons.models.load import StudyModel, as_study_model
 from hneurons.neurons.card import Card
 from hneurons.neurons.cett import Passage, PooledExtractor
 from hneurons.neurons.scaling import scale
-from hneurons.types import Region
+from hneurons.types import REGIONS, Region
 
 QUESTIONS = [
     "What is the capital of France?",
@@ -61,6 +63,45 @@ def greedy(model: StudyModel, card: Card, alpha: float, prompt: list[int]) -> li
     with scale(model, card, alpha):
         ids = generator.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=TOKENS, pad_token_id=2)
     return ids[0, len(prompt) :].tolist()
+
+
+def features_told(model: str, layout: Any, groups: list[list[Passage]], **engine: Any) -> dict[str, Any]:
+    """What the part `features` reads."""
+    rows = [[[p.name, p.ids, p.prompt_tokens, p.answer] for p in group] for group in groups]
+    settings = {"enable_prefix_caching": True, "block_size": 32, **engine}
+    wrong = {"wider": [[w + 1 for w in layout.dense], *astuple(layout)[1:]]}
+    return {
+        "model": model, "layout": astuple(layout), "groups": rows, "engine": settings, "refused": wrong, "too_long": 256
+    }  # fmt: skip
+
+
+def check_close(found: np.ndarray, expected: np.ndarray) -> None:
+    """To 1e-4 of each row's length, and of each neuron that contributes anything to speak of."""
+    assert found.shape == expected.shape
+    error = np.linalg.norm(found - expected, axis=-1)
+    assert (error <= 1e-4 * np.linalg.norm(expected, axis=-1)).all()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.max()))
+
+
+def check_same_run(run: Path, own: Path) -> None:
+    """A greedy run that another engine sampled is that of transformers: up to rounding, and to what it leaves out."""
+    for folder in (run, own):
+        assert {"questions.jsonl", "path.json", "evaluation.json", "report.html"} <= {p.name for p in folder.iterdir()}
+    for name in ("responses.jsonl", "examples.jsonl"):
+        texts = [(folder / name).read_text().splitlines() for folder in (run, own)]
+        for mine, reference in zip(*([json.loads(line) for line in lines] for lines in texts), strict=True):
+            responses = [row.get("response", row) for row in (mine, reference)]
+            for key in ("logprobs", "mean_logprob"):
+                np.testing.assert_allclose(*(response.pop(key, 0) for response in responses), atol=1e-3)
+            assert mine == reference, (mine, reference)
+    for region in REGIONS:
+        found, expected = (np.load(folder / f"features/{region}.npy").astype(np.float32) for folder in (run, own))
+        # Kept as float16.
+        np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-5 * float(expected.max()))
+    cards = [Card.load(folder / "neurons.json") for folder in (run, own)]
+    weights = [{neuron.id: neuron.weight for neuron in card.neurons} for card in cards]
+    assert weights[0].keys() == weights[1].keys()
+    np.testing.assert_allclose(list(weights[0].values()), list(weights[1].values()), rtol=0.05)
 
 
 def big_enough(kind: str) -> Any:

@@ -28,6 +28,8 @@ STUDY = IdentifySettings(
     validation=0.4, random_sets=2, bootstrap=100, path_points=5, refits=2,
 )  # fmt: skip
 
+GREEDY_STUDY = STUDY.model_copy(update={"temperature": 0.0})
+
 
 def requests(samples: int = 1) -> list[Request]:
     asked = hneurons.load_questions("starter", limit=QUESTIONS, seed=0).questions
@@ -65,10 +67,10 @@ def study(folder: Path) -> None:
 
 
 def measured(folder: Path) -> None:
-    """The same, measured by vLLM too: transformers never loads the weights."""
+    """Greedy, and measured by vLLM too: transformers never loads the weights."""
     with open_engine(Engines("vllm", features="vllm", args=ARGS), NAME, {"device": "cpu"}) as opened:
         tools = Tools(opened.engine, extractor=opened.extractor)
-        identify(opened.model, "starter", folder / "run", STUDY, tools=tools)
+        identify(opened.model, "starter", folder / "run", GREEDY_STUDY, tools=tools)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,32 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_up import ALPHAS, PROBE, QUESTIONS, TOKENS, Play, greedy, prompts, saved
+from made_up import (
+    ALPHAS,
+    PROBE,
+    QUESTIONS,
+    TOKENS,
+    Play,
+    card_of,
+    check_close,
+    features_told,
+    greedy,
+    prompts,
+    saved,
+)
 
+import hneurons
+from hneurons.answers.engine import Request, Sampling
+from hneurons.answers.hf import HFEngine
+from hneurons.errors import ModelNotFoundError
 from hneurons.live.monitor import Monitor
 from hneurons.models.load import StudyModel
 from hneurons.neurons.card import Card
-from hneurons.neurons.cett import Passage
+from hneurons.neurons.cett import Passage, PooledExtractor
 from hneurons.neurons.scaling import scale
 from hneurons.neurons.tokens import token_scores
+from hneurons.studies.turned import in_process
+from hneurons.types import REGIONS, Question
 
 REFUSED: list[Any] = ["{", '{"alpha": 1000}', {"alpha": "2"}, {"alfa": 2}]
 
@@ -112,6 +130,89 @@ def test_risks_of_responses_are_the_monitors(play: Play, model: StudyModel, card
     assert whole >= 3
 
 
+def test_the_engine_of_studies_turns_neurons(play: Play, model: StudyModel, card: Card, card_file: Path):
+    """`VLLMEngine` with its dial, as the impact study would have it."""
+    told = {"model": "smollm2-135m", "questions": QUESTIONS, "alphas": ALPHAS, "tokens": TOKENS, "dial": True}
+    found = play("engine", {**told, "engine": {}}, HNEURONS_CARD=str(card_file), HNEURONS_ALPHA="2")
+    asked = [Request(Question(q, q, ("x",)), 0, alpha=alpha) for q in QUESTIONS for alpha in ALPHAS]
+    with in_process(model)([neuron.id for neuron in card.h_neurons]) as own:
+        expected = own.sample(asked, Sampling(temperature=0.0, max_new_tokens=TOKENS))
+    assert [tuple(each["token_ids"]) for each in found] == [each.token_ids for each in expected]
+    assert len({each.text for each in expected}) > len(QUESTIONS)
+    output = play("engine", {**told, "engine": {}}, fails=True, HNEURONS_CARD="")
+    assert "This vLLM has no plugin of hneurons at work, so every alpha would answer as 1." in output
+
+
+def test_the_engine_of_studies_over_two_ranks(play: Play, tmp_path: Path):
+    model = saved("llama", tmp_path / "model")
+    questions = ["Paris?", "Who was the first to see Vienna?", "x y z"]
+    told = {
+        "model": str(tmp_path / "model"), "questions": questions, "alphas": [1.0], "tokens": TOKENS, "dial": False,
+        "engine": {"tensor_parallel_size": 2},
+    }  # fmt: skip
+    asked = [Request(Question(q, q, ("x",)), 0) for q in questions]
+    expected = HFEngine(model).sample(asked, Sampling(temperature=0.0, max_new_tokens=TOKENS))
+    assert [tuple(each["token_ids"]) for each in play("engine", told)] == [each.token_ids for each in expected]
+
+
+def test_a_rank_without_neurons_of_the_card_starts_too(play: Play, tmp_path: Path):
+    """It has its part in every sum of the start-up test."""
+    model = saved("llama", tmp_path / "model")
+    described = model.describe()
+    kept = ("id", "architecture", "layers", "width", "neurons")
+    neurons = [{"layer": layer, "index": index, "weight": 1.0} for layer in range(3) for index in (3, 20)]
+    card = Card.model_validate({"model": {k: described[k] for k in kept}, "probe": PROBE, "neurons": neurons})
+    card.save(tmp_path / "neurons.json")
+    batch = [{"prompt": [5, 9, 30, 44], "asked": {"alpha": alpha}} for alpha in ALPHAS]
+    told = {
+        "model": str(tmp_path / "model"), "rounds": [batch], "tokens": TOKENS, "scores": True,
+        "engine": {"tensor_parallel_size": 2},
+    }  # fmt: skip
+    (found,) = play("dial", told, HNEURONS_CARD=str(tmp_path))["rounds"]
+    assert [each["ids"] for each in found] == [greedy(model, card, alpha, [5, 9, 30, 44]) for alpha in ALPHAS]
+
+
+def test_two_ranks_of_a_real_model(play: Play, tmp_path: Path):
+    """The demo model's nine heads can't be shared out among two ranks; Qwen2.5-Coder-0.5B's can."""
+    try:
+        folder = hneurons.pull("qwen2.5-coder-0.5b")
+    except ModelNotFoundError as error:
+        pytest.skip(f"the model can't be fetched: {error}")
+    model = hneurons.load_model("qwen2.5-coder-0.5b", device="cpu")
+    card = card_of(model)
+    halves = {neuron.index < 2432 for neuron in card.h_neurons}
+    assert halves == {True, False}, "H-Neurons are in both shards"
+    card.save(tmp_path / "neurons.json")
+    batch = [each for each in wanted(model) if each["question"] in QUESTIONS[:2]]
+    told = {
+        "model": str(folder), "rounds": [batch], "tokens": TOKENS, "scores": True,
+        "engine": {"tensor_parallel_size": 2, "kv_cache_memory_bytes": 400_000_000},
+    }  # fmt: skip
+    (found,) = play("dial", told, HNEURONS_CARD=str(tmp_path))["rounds"]
+    check_said_and_scored(model, card, batch, found)
+    passages = [
+        Passage(str(n), (*each["prompt"], *own["ids"]), len(each["prompt"]), (0, 2))
+        for n, (each, own) in enumerate(zip(batch, found, strict=True))
+    ]
+    told = features_told(str(folder), model.layout, [passages], **told["engine"])
+    (path,) = play("features", {**told, "refused": {}})["paths"]
+    check_close(np.load(path), PooledExtractor(model, REGIONS)(passages))
+
+
+def check_said_and_scored(
+    model: StudyModel, card: Card, batch: list[dict[str, Any]], found: list[dict[str, Any]]
+) -> None:
+    """That it says and scores what transformers does."""
+    for each, own in zip(batch, found, strict=True):
+        prompt, alpha = each["prompt"], each["alpha"]
+        assert own["ids"] == greedy(model, card, alpha, prompt)
+        with scale(model, card, alpha):
+            expected = token_scores(model, card, Passage("q", (*prompt, *own["ids"]), len(prompt), (0, 1)))
+        read = min(len(own["ids"]), len(own["told"]))
+        assert read >= len(own["ids"]) - 1
+        np.testing.assert_allclose(own["told"][:read], expected[:read], rtol=1e-3, atol=1e-3)
+
+
 def test_two_ranks_say_and_score_what_transformers_does(play: Play, tmp_path: Path):
     """H-Neurons and the probe's others are in both shards."""
     model = saved("llama", tmp_path / "model")
@@ -136,11 +237,4 @@ def test_two_ranks_say_and_score_what_transformers_does(play: Play, tmp_path: Pa
     }  # fmt: skip
     (found,) = play("dial", told, HNEURONS_CARD=str(tmp_path))["rounds"]
     assert len({tuple(each["ids"]) for each in found}) == len(batch)  # each alpha says something else
-    for each, own in zip(batch, found, strict=True):
-        prompt, alpha = each["prompt"], each["alpha"]
-        assert own["ids"] == greedy(model, card, alpha, prompt)
-        with scale(model, card, alpha):
-            expected = token_scores(model, card, Passage("q", (*prompt, *own["ids"]), len(prompt), (0, 1)))
-        read = min(len(own["ids"]), len(own["told"]))
-        assert read >= len(own["ids"]) - 1
-        np.testing.assert_allclose(own["told"][:read], expected[:read], rtol=1e-3, atol=1e-3)
+    check_said_and_scored(model, card, batch, found)

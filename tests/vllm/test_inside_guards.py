@@ -11,14 +11,19 @@ from made_up import Play
 from hneurons.answers.engine import WORKER
 from hneurons.neurons.card import Card
 
+DRAFT = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}
+CONNECTOR = {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}
 ENGINES: dict[str, tuple[dict[str, Any], str | None]] = {
     "fine": ({"worker_extension_cls": WORKER}, None),
     "no extension": ({}, "worker_extension_cls"),
     "compiled": ({"enforce_eager": False}, "--enforce-eager"),
-    "prefix caching": ({"enable_prefix_caching": True}, "--no-enable-prefix-caching"),
-    "prefix caching by default": ({"enable_prefix_caching": None}, "--no-enable-prefix-caching"),
+    "embeddings": ({"worker_extension_cls": WORKER, "enable_prompt_embeds": True}, "--enable-prompt-embeds"),
     "newer runner": ({"variables": {"VLLM_USE_V2_MODEL_RUNNER": "1"}}, "VLLM_USE_V2_MODEL_RUNNER=0"),
     "adapters": ({"enable_lora": True}, "--enable-lora"),
+    "several engines": ({"data_parallel_size": 2}, "an engine of its own"),
+    "stages": ({"pipeline_parallel_size": 2}, "--tensor-parallel-size"),
+    "a draft": ({"speculative_config": DRAFT}, "speculative configuration"),
+    "a connector": ({"kv_transfer_config": CONNECTOR}, "--kv-transfer-config"),
 }
 
 
@@ -69,6 +74,18 @@ def test_a_card_of_another_model_is_refused_when_the_model_is_loaded(
 
 
 def test_without_a_card_the_plugin_does_nothing(play: Play, folder: Path):
-    """Compiled graphs and all."""
-    found = play("check", {"model": str(folder), "engines": {"compiled": {"enforce_eager": False}}}, HNEURONS_CARD="")
-    assert "--enforce-eager" in found["compiled"]  # said by the check, not by the plugin: the configuration was made
+    """vLLM serves as if it weren't there: what it refuses with a card starts."""
+    told = {"model": str(folder), "rounds": [[{"prompt": [1, 2, 3], "asked": {"alpha": "nonsense"}}]], "tokens": 2}
+    found = play("dial", {**told, "scores": False, "bare": True, "engine": {"enable_lora": True}}, HNEURONS_CARD="")
+    assert [len(each["ids"]) for each in found["rounds"][0]] == [2]
+
+
+def test_a_card_of_a_deeper_model_is_refused_before_the_model_is_loaded(
+    play: Play, folder: Path, card: Card, tmp_path: Path
+):
+    """Its first layers are as wide."""
+    deeper = card.model.model_copy(update={"layers": 40, "neurons": 40 * 1536})
+    card.model_copy(update={"model": deeper}).save(tmp_path / "neurons.json")
+    output = play("dial", {"model": str(folder), "rounds": [], "engine": {}}, fails=True, HNEURONS_CARD=str(tmp_path))
+    assert "is of a model with 40 layers; vLLM serves 30" in output
+    assert "Starting to load model" not in output

@@ -15,7 +15,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from made_up import ALPHAS, QUESTIONS, TOKENS, greedy, prompts
+from made_up import ALPHAS, QUESTIONS, TOKENS, check_same_run, greedy, prompts
+from sampling import GREEDY_STUDY
 
 import hneurons
 from hneurons.answers.engine import Request, Sampling
@@ -24,6 +25,7 @@ from hneurons.live.monitor import Monitor
 from hneurons.models.load import StudyModel
 from hneurons.models.outline import load_outline
 from hneurons.neurons.card import Card
+from hneurons.studies.engines import Engines, open_engine
 from hneurons.studies.turned import in_process
 
 
@@ -116,6 +118,15 @@ def test_the_engine_for_servers_draws_greedily_what_transformers_draws(server: s
             assert (mine.token_ids, mine.text, mine.finish_reason) == (own.token_ids, own.text, own.finish_reason)
             np.testing.assert_allclose(mine.logprobs, own.logprobs, atol=1e-3)
         assert not any("no token ids" in note for note in engine.notes)
+
+
+def test_a_study_over_the_server_is_that_of_transformers(server: str, greedy_run: Path, tmp_path: Path):
+    """`hneurons identify --engine openai`: sampled there, judged and measured here."""
+    chosen = Engines("openai", base_url=server, served_model="m")
+    with open_engine(chosen, "smollm2-135m", {"device": "cpu"}) as opened:
+        run = hneurons.identify(opened.model, "starter", tmp_path / "run", GREEDY_STUDY, engine=opened.engine)
+    assert run.manifest["settings"]["engine"] == "openai"
+    check_same_run(run.path, greedy_run)
 
 
 @pytest.mark.parametrize("stream", [False, True])

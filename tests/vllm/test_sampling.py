@@ -15,15 +15,17 @@ import numpy as np
 import pytest
 import sampling
 import torch
+from made_up import Play, check_same_run
 
 import hneurons
+from hneurons.answers.engine import Request
 from hneurons.answers.hf import HFEngine
 from hneurons.errors import ModelNotFoundError
 from hneurons.models.load import StudyModel
 from hneurons.neurons.cett import PooledExtractor
 from hneurons.neurons.features import FeatureStore
 from hneurons.studies.records import example_from_json, passage_of
-from hneurons.types import REGIONS
+from hneurons.types import REGIONS, Question
 
 # This folder itself may pass for a package of that name, without an origin.
 pytestmark = pytest.mark.skipif(
@@ -137,9 +139,10 @@ def test_a_study_ends_the_same_when_it_was_killed_while_it_sampled(demo: StudyMo
     assert run.report.is_file()
 
 
-def test_a_study_that_vllm_measures_has_the_features_of_transformers(demo: StudyModel, tmp_path: Path):
+def test_a_study_that_vllm_measures_is_that_of_transformers(demo: StudyModel, greedy_run: Path, tmp_path: Path):
     finish("measured", tmp_path)
     run = hneurons.Run(tmp_path / "run")
+    check_same_run(run.path, greedy_run)
     assert run.manifest["settings"]["features"] == "vllm"
     assert {stage["state"] for stage in run.manifest["stages"].values()} == {"done"}
     assert any("hidden states and entropies" in note for note in run.manifest["notes"])
@@ -152,3 +155,17 @@ def test_a_study_that_vllm_measures_has_the_features_of_transformers(demo: Study
         np.testing.assert_allclose(found, own[:, column], rtol=2e-3, atol=1e-5)
     assert run.card.model.id == demo.name
     assert run.report.is_file()
+
+
+def test_no_memory_left_is_one_line_and_the_work_goes_on_after_it(play: Play, demo: StudyModel):
+    """In a process whose memory is limited while it measures, and while it samples."""
+    questions = [request.question.question for request in sampling.requests()]
+    told = {"model": sampling.NAME, "questions": questions, "samples": 8, "tokens": 24, "left": 4 << 20}
+    made = play("memory", told, VLLM_ENABLE_V1_MULTIPROCESSING="0")
+    for done, line in made["said"].items():
+        assert line.startswith(f"ServiceError: vLLM failed while it {done}: "), line
+        assert "memory" in line
+        assert "\n" not in line
+    asked = [Request(Question(questions[0], questions[0], ("x",)), 0)]
+    (expected,) = HFEngine(demo).sample(asked, sampling.GREEDY)
+    assert [tuple(response["token_ids"]) for response in made["after"]] == [expected.token_ids]

@@ -157,6 +157,8 @@ class OpenAIEngine:
                 if failure is not None and failure.status != 404:  # some servers don't list what they serve
                     raise failure.error
                 self._served = self._choose(names)
+                if self.dial:
+                    self._check_plugin(connection)
                 self._connection = connection
                 stack.pop_all()
         return self._connection
@@ -172,12 +174,29 @@ class OpenAIEngine:
             f"{self._where.host} serves no model {wanted!r} (it has {listed}).", "Name one with --served-model."
         )
 
+    def _check_plugin(self, connection: Connection) -> None:
+        """Ask for nonsense: a server without the plugin ignores it, as it would every alpha."""
+        more, failure = {"vllm_xargs": {EXTENSION: "no settings"}}, None
+        try:
+            connection.client.completions.create(model=self._served, prompt="a", max_tokens=1, extra_body=more)
+        except connection.openai.OpenAIError as error:
+            failure = connection.failure(error)
+        if failure is not None and failure.is_of_the_request and EXTENSION in failure.error.problem:
+            return
+        if failure is not None and not failure.is_of_the_request:
+            raise failure.error
+        raise self._unusable(
+            "has no plugin of hneurons at work, so every alpha would answer as 1",
+            "Start it with HNEURONS_CARD set; see docs/vllm.md.",
+        )
+
     def _ask(self, connection: Connection, request: Request, sampling: Sampling) -> _Choice:
         outcome = self._try(connection, request, sampling, as_text=self._as_text)
         if isinstance(outcome, Failure) and outcome.is_of_the_request and not self._as_text:
             # It may take texts alone, or refuse what isn't OpenAI's.
             again = self._try(connection, request, sampling, as_text=True)
             if not isinstance(again, Failure):
+                self._check_name()
                 self._as_text, outcome = True, again
         if isinstance(outcome, Failure):
             # Not raised where the library's error was caught: that one may hold the key, and would hang on this.
@@ -211,6 +230,15 @@ class OpenAIEngine:
         except connection.openai.OpenAIError as error:
             return connection.failure(error)
 
+    def _check_name(self) -> None:
+        """Of a server that tells no tokens the name is all that says which model it serves: token ids that another
+        model doesn't have are refused just as those that it doesn't take."""
+        if self._named is None and self._served != self.model.name:
+            raise self._unusable(
+                f"serves {self._served!r} and takes no token ids, so nothing tells whether that is {self.model.name}",
+                f"If it is, say so with --served-model {self._served}.",
+            )
+
     def _text(self, request: Request) -> str:
         """The text that a server with the model's own tokenizer reads as the prompt's ids."""
         text, ids = self.model.prompt(request.said), list(self._transcript.prompt(request))
@@ -230,21 +258,20 @@ class OpenAIEngine:
         logprobs = [value for value in given or [] if value is not None and math.isfinite(value)]
         if len(logprobs) != len(given or []) or (made.text and not logprobs):
             raise self._unusable("returns no log-probabilities", "Use a server that does, as vLLM and llama.cpp do.")
-        reason = "stop" if made.finish_reason == "stop" else "length"
         if made.token_ids is None:
             self._retokenised = True
             ids = self._retokenise(made)
             if len(ids) != len(logprobs):
                 # Cut otherwise than sampled: the mean stays that of the response.
                 logprobs = [sum(logprobs) / max(len(logprobs), 1)] * len(ids)
-            return self._transcript.cut(request, ids, logprobs, reason)
+            return self._transcript.cut(request, ids, logprobs, made.finish_reason)
         if len(made.token_ids) != len(logprobs):
             raise self._unusable(
                 f"returned {len(made.token_ids)} tokens with {len(logprobs)} log-probabilities",
                 "Use another version of the server.",
             )
         self._check_tokens(made.token_ids, made.text)
-        return self._transcript.cut(request, made.token_ids, logprobs, reason)
+        return self._transcript.cut(request, made.token_ids, logprobs, made.finish_reason)
 
     def _retokenise(self, made: _Choice) -> list[int]:
         ids: list[int] = list(self.model.tokenizer.encode(made.text, add_special_tokens=False))

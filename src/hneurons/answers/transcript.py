@@ -7,8 +7,12 @@ from collections.abc import Sequence
 from hneurons.answers.engine import Request
 from hneurons.answers.text import decode, pieces
 from hneurons.answers.thinking import Marks, left_open, thinking_tokens
+from hneurons.errors import ServiceError
 from hneurons.models.load import StudyModel
 from hneurons.types import Response
+
+BROKEN_OFF = ("abort", "error")
+"""Reasons for the end of a response that isn't one: vLLM ends what is under way when it is stopped or paused."""
 
 
 class Transcript:
@@ -73,11 +77,26 @@ class Transcript:
             thinking=thought, thinking_tokens=count,
         )  # fmt: skip
 
-    def cut(self, request: Request, tokens: Sequence[int], logprobs: Sequence[float], reason: str) -> Response:
-        """The response of tokens that were drawn elsewhere, cut where this package's own engine would have stopped."""
+    def cut(self, request: Request, tokens: Sequence[int], logprobs: Sequence[float], reason: str | None) -> Response:
+        """The response of tokens that were drawn elsewhere, cut where this package's own engine would have stopped.
+
+        Args:
+            request: what it responds to.
+            tokens: as they were drawn.
+            logprobs: one a token.
+            reason: why they ended, as vLLM and OpenAI's servers say it.
+
+        Raises:
+            ServiceError: they were broken off, as by a server that is shut down.
+        """
+        if reason in BROKEN_OFF:
+            raise ServiceError(
+                f"A response was broken off after {len(tokens)} tokens ({reason}).",
+                "See that the engine runs, then run the same command again, which continues.",
+            )
         for end, token in enumerate(tokens):
             if self.ends_line(token):
                 return self.response(request, tokens[:end], logprobs[:end], "stop")
             if token in self.ends:
                 return self.response(request, tokens[: end + 1], logprobs[: end + 1], "stop")
-        return self.response(request, tokens, logprobs, reason)
+        return self.response(request, tokens, logprobs, "stop" if reason == "stop" else "length")

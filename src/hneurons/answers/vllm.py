@@ -11,7 +11,8 @@ import gc
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from hneurons.answers.engine import EXTENSION, WORKER, Request, Sampling, seed_of
@@ -48,6 +49,7 @@ class VLLMEngine:
         args: arguments of vLLM's `LLM`, by name: `tensor_parallel_size`, `gpu_memory_utilization`, ...
         trust_remote_code: run Python code that comes with the model.
         dial: whether this package's plugin turns the neurons of this engine; without it every alpha must be 1.
+        measures: whether contributions are measured in its workers: then no graphs are compiled, which skip hooks.
         start: makes the `LLM`; for tests.
 
     Raises:
@@ -63,6 +65,7 @@ class VLLMEngine:
         *,
         trust_remote_code: bool = False,
         dial: bool = False,
+        measures: bool = False,
         start: Start | None = None,
     ) -> None:
         if model.source == "object":
@@ -77,13 +80,17 @@ class VLLMEngine:
                 f"Leave out {', '.join(own)}; the model, --dtype, --revision and --trust-remote-code are given as for "
                 "transformers.",
             )
+        if measures and (args or {}).get("enforce_eager") is False:
+            raise UsageError(
+                "Contributions can't be measured in compiled graphs.", "Leave enforce_eager out, or --features vllm."
+            )
         self.model = model
         self.dial = dial
         self._args = {**(args or {}), "trust_remote_code": trust_remote_code}
+        self._measures = measures
         self._start = start or _start
         self._transcript = Transcript(model)
         self._llm: Any = None
-        self._measuring = False
 
     @property
     def setup(self) -> dict[str, Any]:
@@ -101,27 +108,30 @@ class VLLMEngine:
 
         Raises:
             MissingExtraError: vLLM isn't installed.
-            UsageError: an argument that it doesn't know, or no room for the model.
+            UsageError: an argument that it doesn't know, no room for the model, or no plugin for the dial.
         """
-        return self._opened(measuring=False)
-
-    @property
-    def measuring(self) -> Any:
-        """vLLM's `LLM`, started so that contributions can be measured in it: eager, every token computed.
-
-        Raises:
-            MissingExtraError: vLLM isn't installed.
-            UsageError: an argument that it doesn't know, or no room for the model.
-        """
-        return self._opened(measuring=True)
-
-    def _opened(self, *, measuring: bool) -> Any:
-        if self._llm is not None and self._measuring != measuring:
-            self.close()  # never two copies of the weights
         if self._llm is None:
-            args = {**self._args, **(MEASURING if measuring else {})}
-            self._llm, self._measuring = self._start(arguments(self.model, args, dial=self.dial)), measuring
+            args = {**self._args, **({"worker_extension_cls": WORKER} if self._measures else {})}
+            self._llm = self._start(arguments(self.model, args, eager=self.dial or self._measures))
+            if self.dial:
+                self._check_plugin(self._llm)
         return self._llm
+
+    def _check_plugin(self, llm: Any) -> None:
+        """Ask for nonsense: without the plugin vLLM ignores it, as it would every alpha."""
+        asked = need("vllm", "vllm").SamplingParams(max_tokens=1, detokenize=False, extra_args={EXTENSION: NONSENSE})
+        try:
+            llm.generate([{"prompt_token_ids": [0]}], [asked], use_tqdm=False)
+        except Exception as error:
+            if EXTENSION in str(error):
+                return
+            self.close()
+            raise
+        self.close()
+        raise UsageError(
+            "This vLLM has no plugin of hneurons at work, so every alpha would answer as 1.",
+            "Set HNEURONS_CARD to a card before Python starts; see docs/vllm.md.",
+        )
 
     def close(self) -> None:
         """Stop vLLM and free what it holds; the next call starts it again."""
@@ -150,15 +160,8 @@ class VLLMEngine:
         self._check_length(max(len(prompt["prompt_token_ids"]) for prompt in prompts), sampling)
         wanted = [self._wanted(request, sampling) for request in requests]
         llm = self.llm
-        try:
+        with one_line("sampled"):
             found = llm.generate(prompts, wanted, use_tqdm=False)
-        except Exception as error:
-            # A worker out of memory, or gone: each kind of worker raises something else.
-            raise ServiceError(
-                f"vLLM failed while it sampled: {_line(error)}.",
-                "Run the same command again, which continues; if memory was short, with a smaller --engine-arg "
-                "max_num_seqs or gpu_memory_utilization.",
-            ) from error
         return [self._response(request, output) for request, output in zip(requests, found, strict=True)]
 
     def _prompt(self, request: Request) -> dict[str, Any]:
@@ -166,7 +169,8 @@ class VLLMEngine:
         return {**prompt, "cache_salt": f"alpha {request.alpha!r}"} if self.dial else prompt
 
     def _check_length(self, longest: int, sampling: Sampling) -> None:
-        room = int(self.llm.llm_engine.model_config.max_model_len)
+        # Measuring a response takes one token more.
+        room = int(self.llm.llm_engine.model_config.max_model_len) - self._measures
         if longest + sampling.steps > room:
             raise PromptTooLongError(
                 f"A prompt has {longest:,} tokens, which with {sampling.steps:,} of a response is more than vLLM's "
@@ -197,15 +201,11 @@ class VLLMEngine:
         logprobs = [float(place[token].logprob) for token, place in zip(tokens, made.logprobs, strict=True)]
         if not all(map(math.isfinite, logprobs)):
             raise NumericError("The model's logits are NaN.", "Load the model with --dtype float32.")
-        return self._transcript.cut(request, tokens, logprobs, "stop" if made.finish_reason == "stop" else "length")
+        return self._transcript.cut(request, tokens, logprobs, made.finish_reason)
 
 
-MEASURING = {
-    "enforce_eager": True,
-    "enable_prefix_caching": False,
-    "worker_extension_cls": WORKER,
-}
-"""Arguments of a vLLM whose workers measure contributions: compiled graphs skip hooks, cached prefixes pass them by."""
+NONSENSE = "no settings"
+"""What the plugin refuses."""
 UNTOLD = ("trust_remote_code", "hf_token")
 """Arguments of vLLM that a run doesn't record: said elsewhere, or secret."""
 FIXED = frozenset(
@@ -224,8 +224,8 @@ FIXED = frozenset(
 """Arguments of vLLM on which it depends that a response is what this package's own engine would make."""
 
 
-def arguments(model: StudyModel, args: Mapping[str, Any], *, dial: bool = False) -> dict[str, Any]:
-    """Arguments of vLLM's `LLM` for a model, as far as `args` doesn't say otherwise."""
+def arguments(model: StudyModel, args: Mapping[str, Any], *, eager: bool = False) -> dict[str, Any]:
+    """Arguments of vLLM's `LLM` for a model, as far as `args` doesn't say otherwise; `eager` for hooks."""
     described = model.describe()
     on_cpu = described["device"] == "cpu"
     files = model.files if isinstance(model, Outline) else locate(model.location or model.name, lambda _: None)[2]
@@ -236,7 +236,7 @@ def arguments(model: StudyModel, args: Mapping[str, Any], *, dial: bool = False)
         "disable_log_stats": True,
         "enable_prefix_caching": True,
         # Graphs aren't compiled on a CPU, where that takes minutes; this package's hooks would be skipped by them.
-        "enforce_eager": on_cpu or dial,
+        "enforce_eager": on_cpu or eager,
     }
     if on_cpu:
         # vLLM winds a request's own random numbers back when its prompt was cut, which generators on a CPU can't do.
@@ -255,6 +255,29 @@ def arguments(model: StudyModel, args: Mapping[str, Any], *, dial: bool = False)
     if model.source == "hub":
         fixed |= {"revision": model.revision, "tokenizer_revision": model.revision}
     return {**usual, **args, **fixed}
+
+
+@contextmanager
+def one_line(done: str) -> Generator[None]:
+    """What goes wrong inside vLLM as one line with its remedy: a worker out of memory, or gone; each kind of worker
+    raises something else.
+
+    Args:
+        done: what it did.
+
+    Raises:
+        ServiceError: it failed.
+    """
+    try:
+        yield
+    except HNeuronsError:
+        raise
+    except Exception as error:
+        raise ServiceError(
+            f"vLLM failed while it {done}: {_line(error)}.",
+            "Run the same command again, which continues; if memory was short, with a smaller --engine-arg "
+            "max_num_seqs or gpu_memory_utilization.",
+        ) from error
 
 
 def _start(args: dict[str, Any]) -> Any:

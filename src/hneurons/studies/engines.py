@@ -94,7 +94,7 @@ def _made(chosen: Engines, model: Outline, *, trust: bool) -> Any:
     if chosen.engine == VLLM:
         from hneurons.answers.vllm import VLLMEngine
 
-        return VLLMEngine(model, chosen.args, trust_remote_code=trust)
+        return VLLMEngine(model, chosen.args, trust_remote_code=trust, measures=chosen.in_vllm)
     from hneurons.answers.openai import OpenAIEngine
 
     key: dict[str, Any] = {"key_env": chosen.key_env} if chosen.key_env else {}
@@ -112,10 +112,10 @@ class InVLLM:
     """As runs record it."""
 
     def __call__(self, regions: Sequence[Region]) -> Extractor:
-        """The extractor over those regions; starts vLLM so that it can measure."""
+        """The extractor over those regions, in the vLLM that sampled."""
         from hneurons.vllm.features import VLLMExtractor
 
-        return VLLMExtractor(self.engine.measuring, self.model.layout, regions)
+        return VLLMExtractor(self.engine.llm, self.model.layout, regions)
 
 
 def recorded_engines(manifest: Json, **given: Any) -> Engines:

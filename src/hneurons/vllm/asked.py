@@ -33,9 +33,10 @@ class Asked:
     """Whether its tokens are scored."""
 
     @property
-    def salt(self) -> str | None:
-        """What tells cached prefixes of this alpha from others; None for the model as it is."""
-        return None if self.alpha == 1 else f"hneurons alpha={self.alpha!r}"
+    def salt(self) -> str:
+        """What tells cached prefixes of this alpha from others. Alpha 1 has one too: without it a client's own salt
+        could be that of another alpha."""
+        return f"hneurons alpha={self.alpha!r}"
 
     def told(self) -> dict[str, Any]:
         """As workers get it."""

@@ -12,13 +12,14 @@ from hneurons.answers.engine import WORKER
 from hneurons.errors import CardError, UsageError
 from hneurons.neurons.card import Card
 
+OWN = "Use the card of this model, or identify its own H-Neurons."
 
-def check_engine(config: Any, *, prefix_caching: bool = False) -> None:
+
+def check_engine(config: Any) -> None:
     """Refuse a vLLM configuration in which hooks are skipped or see other rows than they think.
 
     Args:
         config: vLLM's `VllmConfig`.
-        prefix_caching: whether cached prefixes are fine.
 
     Raises:
         UsageError: names the option to change.
@@ -32,11 +33,6 @@ def check_engine(config: Any, *, prefix_caching: bool = False) -> None:
         raise UsageError(
             "vLLM's newer model runner orders requests in a way that wasn't tested.",
             "Set VLLM_USE_V2_MODEL_RUNNER=0.",
-        )
-    if config.cache_config.enable_prefix_caching and not prefix_caching:
-        raise UsageError(
-            "vLLM takes cached prefixes instead of computing them, so their contributions can't be measured.",
-            "Start it with --no-enable-prefix-caching.",
         )
     if config.speculative_config is not None:
         raise UsageError(
@@ -52,8 +48,18 @@ def check_engine(config: Any, *, prefix_caching: bool = False) -> None:
             "vLLM serves LoRA adapters, whose layers the hooks don't know.",
             "Use either adapters (--enable-lora) or hooks, not both.",
         )
+    if getattr(config.model_config, "enable_prompt_embeds", False):
+        raise UsageError(
+            "vLLM takes prompts as embeddings, of which nobody knows where the response begins.",
+            "Leave --enable-prompt-embeds out.",
+        )
     if config.model_config.runner_type != "generate":
         raise UsageError("vLLM runs this model without generating text.", "Leave --runner and --convert out.")
+    if config.parallel_config.pipeline_parallel_size > 1:
+        raise UsageError(
+            "vLLM cuts the model into pipeline stages, which wasn't tested with hooks.",
+            "Use --tensor-parallel-size instead.",
+        )
     if config.parallel_config.data_parallel_size > 1:
         raise UsageError(
             "vLLM runs several data-parallel engines, and only one of them would answer.",
@@ -62,9 +68,10 @@ def check_engine(config: Any, *, prefix_caching: bool = False) -> None:
 
 
 def check_card(config: Any, card: Card) -> None:
-    """Refuse a card of another architecture; whether layers and widths fit is seen when the model is loaded.
+    """Refuse a card of another architecture or depth; whether the widths fit is seen when the model is loaded.
 
-    Mistral 7B and Llama 3 8B have as many neurons in as many layers.
+    Mistral 7B and Llama 3 8B have as many neurons in as many layers; a shallower model may have the first layers of a
+    deeper one.
 
     Raises:
         CardError: says what differs.
@@ -78,7 +85,13 @@ def check_card(config: Any, card: Card) -> None:
     if not own & others:
         raise CardError(
             f"The card of {card.model.id} is of a {card.model.architecture}; vLLM serves a {', '.join(served)}.",
-            "Use the card of this model, or identify its own H-Neurons.",
+            OWN,
+        )
+    layers = int(config.model_config.get_total_num_hidden_layers())
+    if layers != card.model.layers:
+        raise CardError(
+            f"The card of {card.model.id} is of a model with {card.model.layers} layers; vLLM serves {layers}.",
+            OWN,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Generator, Sequence
 from dataclasses import asdict
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hneurons.answers.engine import EXTENSION
+from hneurons.answers.vllm import one_line
 from hneurons.errors import NumericError, UnsupportedModelError, UsageError
 from hneurons.extras import need, need_vllm
 from hneurons.layout import Layout
@@ -20,12 +22,18 @@ from hneurons.types import REGIONS, Region
 from hneurons.vllm.engine import check_engine, check_extension
 from hneurons.vllm.pooling import KEY, unpack
 
+_numbers = itertools.count()
+"""Of passages, whichever extractor measures them: the engine's cache is there for all."""
+
 
 class VLLMExtractor:
     """Mean contribution of every neuron over each region, like `PooledExtractor`, from a vLLM engine's passes.
 
+    A cached prefix can't be measured, since nothing computes it: each passage has a cache of its own, so that the
+    engine may have sampled, prefixes cached, before.
+
     Args:
-        llm: a `vllm.LLM`, eager, without prefix caching, with `worker_extension_cls=hneurons.answers.engine.WORKER`.
+        llm: a `vllm.LLM`, eager, with `worker_extension_cls=hneurons.answers.engine.WORKER`.
         layout: where the model's neurons are.
         regions: what to average over.
 
@@ -54,6 +62,7 @@ class VLLMExtractor:
         Raises:
             UsageError: a passage fills the engine's context, or the hooks didn't see all of it.
             NumericError: an activation is NaN or infinite; names layer and passage.
+            ServiceError: vLLM fails.
         """
         for group in groups:
             yield self._measure(group)
@@ -65,7 +74,7 @@ class VLLMExtractor:
                 raise UsageError(
                     f"Example {passage.name!r} has {len(passage.ids):,} tokens; the engine reads {self._context:,}, "
                     "one of them generated.",
-                    "Raise --max-model-len, or leave that question out.",
+                    "Raise it with --engine-arg max_model_len=..., or leave that question out.",
                 )
         wanted = [
             sampling(
@@ -77,9 +86,10 @@ class VLLMExtractor:
             )
             for row, ranges in enumerate(self._ranges(passage) for passage in passages)
         ]
-        prompts = [{"prompt_token_ids": list(passage.ids)} for passage in passages]
-        self._llm.generate(prompts, wanted, use_tqdm=False)
-        shards = self._llm.collective_rpc("hneurons_pooled", args=(len(passages),))
+        prompts = [{"prompt_token_ids": list(p.ids), "cache_salt": f"measured {next(_numbers)}"} for p in passages]
+        with one_line("measured"):
+            self._llm.generate(prompts, wanted, use_tqdm=False)
+            shards = self._llm.collective_rpc("hneurons_pooled", args=(len(passages),))
         return join(shards, passages, self.layout, len(self.regions))
 
     def _ranges(self, passage: Passage) -> list[list[list[int]]]:
@@ -108,7 +118,7 @@ def join(shards: Sequence[bytes], passages: Sequence[Passage], layout: Layout, r
             row, problem = next(iter(head["problems"].items()))
             raise UsageError(
                 f"The features of example {passages[int(row)].name!r} are incomplete: {problem}.",
-                "Start vLLM eager and without prefix caching.",
+                "Start vLLM eager; if tokens were skipped, without prefix caching.",
             )
         offset = 0
         for layer, start, size in head["blocks"]:

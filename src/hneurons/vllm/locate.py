@@ -62,7 +62,7 @@ def _floats(module: nn.Module) -> Iterator[Tensor]:
 
 
 def find_downs(model: nn.Module, layout: Layout) -> list[Down]:
-    """This worker's down projections, by depth: of all layers, or of those of its pipeline stage.
+    """This worker's down projections, by depth.
 
     Args:
         model: vLLM's model.
@@ -109,10 +109,9 @@ def find_downs(model: nn.Module, layout: Layout) -> list[Down]:
 
 
 def _fits(stack: dict[int, tuple[str, Any]], layout: Layout) -> bool:
-    """Whether these are whole layers of the layout, without a gap: all, or those of a pipeline stage."""
-    layers = sorted(stack)
-    known = [layer for layer in range(layers[0], layers[-1] + 1) if layer < len(layout.dense) and layout.dense[layer]]
-    return layers == known and all(stack[i][1].input_size == layout.dense[i] for i in layers)
+    """Whether these are the layers of the layout that have neurons."""
+    known = {layer: width for layer, width in enumerate(layout.dense) if width}
+    return {layer: module.input_size for layer, (_, module) in stack.items()} == known
 
 
 def _candidates(model: nn.Module) -> Iterator[tuple[str, Any]]:

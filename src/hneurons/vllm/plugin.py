@@ -22,8 +22,10 @@ from hneurons.vllm.dial import Turner
 from hneurons.vllm.engine import check_card, check_engine
 from hneurons.vllm.rows import Passes
 
-TRIED = 8
-"""Tokens of the start-up test."""
+TRIED = 64
+"""Tokens of the start-up test, if a step takes as many."""
+STEP = 7919
+"""From one of its token ids to the next: a prime, so that they are spread over the vocabulary."""
 BODIES = {
     "vllm.entrypoints.openai.chat_completion.protocol": "ChatCompletionRequest",
     "vllm.entrypoints.openai.completion.protocol": "CompletionRequest",
@@ -62,7 +64,7 @@ def _check_at_start(processor: Any, card: Card) -> None:
 
     @functools.wraps(inner)
     def init(self: Any, vllm_config: Any, *args: Any, **named: Any) -> None:
-        check_engine(vllm_config, prefix_caching=True)
+        check_engine(vllm_config)
         check_card(vllm_config, card)
         inner(self, vllm_config, *args, **named)
 
@@ -80,8 +82,7 @@ def _stamp_requests(processor: Any, default: float) -> None:
         if request.sampling_params is not None:
             given = request.sampling_params.extra_args or {}
             request.sampling_params.extra_args = {**given, KEY: wanted.told()}
-            if wanted.salt:
-                request.cache_salt = f"{request.cache_salt or ''} {wanted.salt}"
+            request.cache_salt = f"{request.cache_salt or ''} {wanted.salt}"
         return request
 
     processor.process_inputs = process_inputs
@@ -122,7 +123,7 @@ def _attach_to_workers(wrapper: Any, card: Card) -> None:
 
     @functools.wraps(inner)
     def init_device(self: Any, *args: Any, **named: Any) -> Any:
-        check_engine(self.vllm_config, prefix_caching=True)
+        check_engine(self.vllm_config)
         attach(self.worker, card)
         return inner(self, *args, **named)
 
@@ -144,7 +145,8 @@ def attach(worker: Any, card: Card) -> None:
 
     def compile_or_warm_up_model(*args: Any, **named: Any) -> Any:
         result = ready(*args, **named)
-        made[-1].test(functools.partial(_logits, worker.model_runner), TRIED)
+        runner = worker.model_runner
+        made[-1].test(functools.partial(_try, runner), min(TRIED, runner.max_num_tokens), _over_ranks)
         return result
 
     worker.load_model = load_model
@@ -153,7 +155,30 @@ def attach(worker: Any, card: Card) -> None:
 
 
 @torch.inference_mode()
-def _logits(runner: Any) -> Tensor | None:
-    """Of made-up tokens; None on a pipeline stage that isn't the last."""
-    hidden = runner._dummy_run(TRIED, is_profile=True, skip_eplb=True)[0]
-    return runner.model.compute_logits(hidden) if isinstance(hidden, Tensor) else None
+def _try(runner: Any, tokens: int) -> Tensor | None:
+    """Logits of made-up tokens; None on a rank that is given none."""
+    ids = runner.input_ids.gpu[:tokens]
+    ids.copy_(torch.arange(tokens, device=ids.device) * STEP % runner.model_config.get_vocab_size())
+    # Without a scheduler's batch attention leaves its output as it found it, whatever was in that memory.
+    hooks = [module.register_forward_hook(_nothing) for module in runner.model.modules() if _is_attention(module)]
+    try:
+        hidden = runner._dummy_run(tokens, is_profile=True, skip_eplb=True)[0]
+    finally:
+        ids.zero_()
+        for hook in hooks:
+            hook.remove()
+    return runner.model.compute_logits(hidden)
+
+
+def _is_attention(module: Any) -> bool:
+    return type(module).__name__.endswith("Attention")
+
+
+def _nothing(_: Any, __: Any, output: Any) -> Any:
+    return torch.zeros_like(output) if isinstance(output, Tensor) else output
+
+
+def _over_ranks(value: float) -> float:
+    """The sum over all ranks that hold parts of the same layers."""
+    ranks = need("vllm.distributed", "vllm").get_tp_group()
+    return float(ranks.all_reduce(torch.tensor([value], device=ranks.device)))

@@ -138,7 +138,8 @@ def risks(llm: Any, outputs: Sequence[Any], questions: Sequence[str], card: Card
 
     Args:
         llm: a `vllm.LLM` with the plugin.
-        outputs: what `generate` or `chat` returned; each can be asked about once.
+        outputs: what `generate` or `chat` returned; each can be asked about once. Of some four million scored tokens
+            more, the oldest are forgotten: ask before.
         questions: what each of them was asked: it tells what in a response is its answer.
         card: the plugin's.
 
@@ -152,7 +153,8 @@ def risks(llm: Any, outputs: Sequence[Any], questions: Sequence[str], card: Card
     teller = Teller(llm.get_tokenizer(), card)
     return [
         [
-            teller.tell(scored.get((output.request_id, choice.index)), said, choice.text, len(choice.token_ids))
+            # No text where the parameters leave it out (`detokenize=False`).
+            teller.tell(scored.get((output.request_id, choice.index)), said, choice.text or None, len(choice.token_ids))
             for choice in output.outputs
         ]
         for output, said in zip(outputs, questions, strict=True)
