@@ -29,8 +29,10 @@ from hneurons.cluster.replica import KEPT, Draw, Loading, Replica, Shard
 from hneurons.errors import ClusterError, MissingExtraError, NumericError
 from hneurons.models.load import StudyModel, load_model
 from hneurons.neurons.cett import Passage, PooledExtractor, beginning
+from hneurons.questions.sources import QuestionSet
 from hneurons.settings import IdentifySettings, ImpactSettings
 from hneurons.studies.collect import Tools
+from hneurons.studies.evaluate import evaluate_run
 from hneurons.studies.identify import identify
 from hneurons.studies.impact import impact
 from hneurons.studies.lookahead import lookahead
@@ -254,6 +256,22 @@ def test_a_run_over_replicas_is_the_run_of_one_machine(alone: Path, tmp_path: Pa
         identify(model, tmp_path / "cities.jsonl", tmp_path / "out", SETTINGS, tools=tools)
         assert pool.lost >= 3
     check_same(tmp_path / "out", alone / "out")
+
+
+def test_evaluate_over_replicas_is_that_of_one_machine(alone: Path, tmp_path: Path):
+    model, tools = tiny.study(), Tools(judge=QuestionJudge(), finder=tiny.WholeFinder())
+    towns = QuestionSet("towns", tuple(Question(f"t{i}", f"Where is town {i}?", ("x",)) for i in range(60)))
+    runs = [shutil.copytree(alone / "out", tmp_path / name) for name in ("one", "many")]
+    evaluate_run(runs[0], [towns], model, tools=tools)
+    with LosesAt(lambda: model, {2}, {5, 9}).pool(3) as pool:
+        evaluate_run(runs[1], [towns], model, tools=Cluster(pool, model).tools(tools))
+        assert pool.lost == 3
+    assert (runs[1] / "evaluation.json").read_bytes() == (runs[0] / "evaluation.json").read_bytes()
+    for name in ("responses.jsonl", "examples.jsonl"):
+        assert (runs[1] / "on/towns" / name).read_bytes() == (runs[0] / "on/towns" / name).read_bytes()
+    for region in REGIONS:
+        one, many = (np.load(run / f"on/towns/features/{region}.npy") for run in runs)
+        np.testing.assert_array_equal(many, one)
 
 
 @pytest.mark.parametrize("ahead", [2, 5, 40])

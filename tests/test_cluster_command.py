@@ -7,16 +7,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+import answerable
 import planted
 import tiny
 from fake_pool import FakeWorker
 from hneurons import cli
 from hneurons.cluster import onray, opening
 from hneurons.cluster.replica import Loading, Replica
+from hneurons.errors import UsageError
+from hneurons.runfolder import RunFolder
 from hneurons.studies.collect import Tools
-from hneurons.types import Verdict
+from hneurons.types import REGIONS, Verdict
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -35,15 +40,16 @@ def hneurons(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str])
 
 
 @pytest.fixture
-def nodes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Loading, onray.Share]]:
-    """A cluster of two nodes in this process; what each replica was made of."""
-    made: list[tuple[Loading, onray.Share]] = []
+def nodes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Loading, onray.Share, FakeWorker]]:
+    """A cluster of two nodes in this process; what each replica was made of, and what runs it."""
+    made: list[tuple[Loading, onray.Share, FakeWorker]] = []
     lock = threading.Lock()  # while it loads a model, transformers changes what holds for the whole process
 
     def worker(loading: Loading, share: onray.Share) -> FakeWorker:
         with lock:
-            made.append((loading, share))
-            return FakeWorker(len(made), Replica.load(loading, onray.version("hneurons")), lambda _: True)
+            replica = Replica.load(loading, onray.version("hneurons"))
+            made.append((loading, share, FakeWorker(len(made), replica, lambda _: True)))
+            return made[-1][-1]
 
     @contextmanager
     def connected(address: str) -> Iterator[Any]:
@@ -59,22 +65,72 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Loading, onray.Share]]:
 OVER = ["--cluster", "head:6379"]
 
 
+SAME = ["questions.jsonl", "responses.jsonl", "examples.jsonl", "path.json", "neurons.json", "evaluation.json"]
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_identify_samples_and_measures_there(hneurons: Command, nodes: list[Any], tmp_path: Path):
     folder = tiny.save(tmp_path / "tiny-llama")
-    questions = tiny.write_questions(tmp_path / "cities.jsonl", 30)
-    work = ["identify", folder, "--questions", questions, "--samples", 2, "--max-new-tokens", 5, "--dtype", "bfloat16"]
+    questions = answerable.write(tmp_path / "cities.jsonl", folder, dtype="bfloat16")
+    options = [*answerable.GREEDY, "--samples", 2, "--C", 1, "--dtype", "bfloat16"]
+    work = ["identify", folder, "--questions", questions, *options]
     plain = hneurons(*work, "--out", tmp_path / "plain")
     there = hneurons(*work, "--out", tmp_path / "there", *OVER, "--replicas", 4)
-    # A random model knows no city: both end with the same error, after the same responses.
-    assert there[0] == plain[0] == 1
-    assert there[2].splitlines()[-1] == plain[2].splitlines()[-1]
-    assert "0 faithful examples" in there[2]
-    assert (tmp_path / "there/responses.jsonl").read_bytes() == (tmp_path / "plain/responses.jsonl").read_bytes()
+    assert there[0] == plain[0] == 0, there[2]
+    for name in SAME:
+        assert (tmp_path / "there" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes(), name
+    for region in REGIONS:
+        one, other = (np.load(tmp_path / f"{run}/features/{region}.npy") for run in ("plain", "there"))
+        np.testing.assert_array_equal(other, one)
+        assert other.any()
     assert "Cluster head:6379: 4 replicas on 2 nodes, each with 2 CPUs." in there[2]
     assert len(nodes) == 4
-    for loading, share in nodes:
+    for loading, share, _ in nodes:
         assert (loading.model, loading.dtype, loading.device) == (str(folder), "bfloat16", "cpu")
         assert (share.cpus, share.gpus) == (2, 0)
+    shards = [shard for _, _, worker in nodes for shard in worker.shards]
+    for kind in ("responses to questions", "contributions of"):
+        assert any(kind in shard for shard in shards), kind
+
+
+@pytest.mark.usefixtures("nodes")
+def test_memory_that_runs_out_there_ends_the_command_in_one_line(
+    hneurons: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr("hneurons.answers.hf.HFEngine.sample", fail)
+    folder, questions = tiny.save(tmp_path / "tiny-llama"), tiny.write_questions(tmp_path / "cities.jsonl", 30)
+    status, _, err = hneurons("identify", folder, "--questions", questions, "--out", tmp_path / "run", *OVER)
+    assert status == 1
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("error: The replica on node ")
+    for words in ("ran out of memory", "--replicas", "--replica-gpus"):
+        assert words in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/run", "gs://bucket", "hdfs://host:9000/a/run", "file:///tmp/run"])
+def test_runs_are_not_written_to_addresses(
+    hneurons: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+):
+    monkeypatch.chdir(tmp_path)
+    work = (["identify", "no/model", "--out"], ["evaluate", "--on", "starter"], ["impact", "--benchmark", "falseqa"])
+    for command in work:
+        status, out, err = hneurons(*command, address)
+        (line,) = err.strip().splitlines()
+        assert (status, out) == (2, "")
+        assert line.startswith(f"error: A run can't be written to {address.partition(':')[0]}:// addresses")
+        assert "mounted" in line
+    for given in (address, Path(address)):
+        with pytest.raises(UsageError, match="copy the run afterwards"):
+            RunFolder(given)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_a_colon_is_a_path(tmp_path: Path):
+    with RunFolder(tmp_path / "a:/run"), RunFolder(tmp_path / "12:30"):
+        assert (tmp_path / "a:/run").is_dir()
 
 
 def test_evaluate_and_impact_go_there(

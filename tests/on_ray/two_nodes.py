@@ -6,8 +6,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +34,26 @@ class Nodes:
 
     def kill(self) -> None:
         """SIGKILL for the raylet of a node that has a replica, and everything that it started."""
-        raylets = {node: psutil.Process(node.all_processes["raylet"][0].process.pid) for node in self.nodes}
-        node = next(node for node, raylet in raylets.items() if replicas(raylet))
+        raylets = {node: raylet_of(node) for node in self.nodes}
+        node = next((node for node, raylet in raylets.items() if replicas(raylet)), None)
+        assert node is not None, "no node has a replica"
         for process in [*raylets[node].children(recursive=True), raylets[node]]:
-            process.send_signal(signal.SIGKILL)
+            with suppress(psutil.NoSuchProcess):  # some have just ended
+                process.send_signal(signal.SIGKILL)
         self.nodes.remove(node)
 
     def add(self) -> None:
-        """One more node."""
-        self.nodes.append(self.cluster.add_node(**self.small))
+        """Two nodes again, however many were killed."""
+        while len(self.nodes) < 2:
+            self.nodes.append(self.cluster.add_node(**self.small))
 
     def replicas(self) -> list[psutil.Process]:
         """The processes that hold a replica, on any node."""
-        return [each for node in self.nodes for each in replicas(
-            psutil.Process(node.all_processes["raylet"][0].process.pid)
-        )]  # fmt: skip
+        return [each for node in self.nodes for each in replicas(raylet_of(node))]
+
+
+def raylet_of(node: Any) -> psutil.Process:
+    return psutil.Process(node.all_processes["raylet"][0].process.pid)
 
 
 def replicas(raylet: psutil.Process) -> list[psutil.Process]:
@@ -72,8 +77,12 @@ def two_nodes() -> Iterator[Nodes]:
         nodes.cluster.shutdown()
 
 
-def until(happened: Any, process: subprocess.Popen[str] | None = None) -> None:
-    """Wait for something that has to happen."""
+def until(
+    happened: Callable[[], Any], what: str, process: subprocess.Popen[str] | None = None, seconds: float = 120.0
+) -> None:
+    """Wait for something that has to happen; `what` says it where it doesn't."""
+    end = time.monotonic() + seconds
     while not happened():
         assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < end, f"waited {seconds:.0f} seconds in vain: {what}"
         time.sleep(0.02)

@@ -85,7 +85,7 @@ def sample_questions(
         sampling: temperature and so on.
         rule: how many samples, how many must agree.
         full: labels of which there are enough examples already.
-        tick: called with the number of questions that were decided.
+        tick: called with the number of questions that were decided, and with 0 before each round is judged.
     """
     unwanted = set(full)
     verdicts: dict[str, list[Verdict]] = {question.id: [] for question in questions}
@@ -98,6 +98,7 @@ def sample_questions(
             break
         by_id = {question.id: question for question in alive}
         responses = engine.sample(requests, sampling)
+        tick(0)  # that nobody wants the questions any more is heard before a judge is paid for them
         given = judge_all(judge, [(by_id[response.question_id], response.text) for response in responses])
         for response, verdict in zip(responses, given, strict=True):
             verdicts[response.question_id].append(verdict)

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-Out = Annotated[Path, typer.Option("--out", help="Run folder; an unfinished run in it is continued.")]
+from hneurons.runfolder import local
+
+Out = Annotated[Path, typer.Option("--out", help="Run folder; an unfinished run in it is continued.", callback=local)]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="Hub id, folder, .gguf file or demo model (see `hneurons pull`).")

@@ -6,12 +6,12 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hneurons.answers.engine import Request, Sampling
 from hneurons.cluster.pool import Pool
-from hneurons.cluster.replica import Draw, Measure, Read
+from hneurons.cluster.replica import Draw, Measure, Read, ReplicaMemoryError
 from hneurons.models.load import StudyModel
 from hneurons.neurons.blocks import BlockFeatures
 from hneurons.neurons.cett import Passage, beginning
@@ -54,12 +54,20 @@ class ClusterEngine:
 
         Raises:
             ClusterError: replicas were lost over this call again and again, or none is left.
+            ReplicaMemoryError: the call doesn't fit into a replica's memory; a part of it may.
         """
         if not requests:
             return []
         prompts = self._prompts(requests)
         shard = Draw(prompts.key, tuple(prompts.asked.values()), tuple(requests), sampling, self.neurons)
-        responses, prompts.home = self.pool.submit(shard, prompts.home).result()
+        try:
+            responses, prompts.home = self.pool.submit(shard, prompts.home).result()
+        except ReplicaMemoryError:
+            # A part of the call must not be prefilled with the whole, as later rounds are.
+            with self._lock:
+                if prompts in self._recent:
+                    self._recent.remove(prompts)
+            raise
         return responses
 
     def _prompts(self, requests: Sequence[Request]) -> _Prompts:
@@ -83,7 +91,8 @@ class ClusterExtractor:
 
     def __init__(self, pool: Pool, model: StudyModel, regions: Sequence[Region]) -> None:
         self.pool = pool
-        self.model = model
+        # As the study asked: it has the region of a thinking block where its prompts ask for one.
+        self.model = replace(model, thinking=Region.THINKING in regions)
         self.regions = tuple(regions)
 
     def many(self, groups: Sequence[Sequence[Passage]]) -> Generator[BlockFeatures]:

@@ -6,15 +6,16 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 from hneurons.cluster.pool import LostError
-from hneurons.cluster.replica import About, Loading, Replica, Shard
+from hneurons.cluster.replica import SMALLER, About, Loading, Replica, ReplicaMemoryError, Shard
 from hneurons.errors import ClusterError, HNeuronsError, UsageError
 from hneurons.extras import need
+from hneurons.memory import ran_out
 
 ANSWER = 5.0
 """Seconds within which an address must answer."""
@@ -39,7 +40,7 @@ class _Actor:
 
     def do(self, shard: Shard) -> Any:
         """The result of a shard."""
-        return shard.do(self._replica)
+        return self._replica.do(shard)
 
 
 class RayWorker:
@@ -85,8 +86,10 @@ class RayWorker:
         except errors.RayTaskError as error:
             # What the replica raised, without Ray's wrapping; what can't be sent comes as text.
             cause: Any = error.cause
-            if isinstance(cause, HNeuronsError) or "out of memory" in str(cause).lower():
+            if isinstance(cause, HNeuronsError):
                 raise cause from None
+            if ran_out(cause):  # on the way to the replica or back
+                raise ReplicaMemoryError.of(cause, where="A replica", remedy=SMALLER) from error
             text = f"{type(cause).__name__}: {cause}" if cause else str(error).strip().splitlines()[-1]
             raise ClusterError(f"A replica failed ({text[:300]}).", "The same command goes on from here.") from error
         except errors.RayError as error:
@@ -132,10 +135,15 @@ def share_out(nodes: Sequence[dict[str, float]], replicas: int | None, gpus: flo
 
     Raises:
         ClusterError: no node has what a replica takes.
+        UsageError: one and a half GPUs, which Ray doesn't give.
     """
     gpus = gpus if gpus is not None else float(any(node.get("GPU", 0) >= 1 for node in nodes))
     if gpus:
-        fit = sum(int(node.get("GPU", 0) // gpus) for node in nodes)
+        if gpus > 1 and gpus % 1:
+            raise UsageError(
+                f"A replica can't have {gpus:g} GPUs.", "Give --replica-gpus a whole number, or one below 1."
+            )
+        fit = sum(_fitting(int(node.get("GPU", 0)), gpus) for node in nodes)
         if not fit:
             raise ClusterError(
                 f"No node of the cluster has {gpus:g} GPUs.", "Give --replica-gpus, 0 for replicas on CPUs."
@@ -147,6 +155,11 @@ def share_out(nodes: Sequence[dict[str, float]], replicas: int | None, gpus: flo
     count = replicas or len(cpus)
     a_node = -(-count // len(cpus))
     return Share(count, max(1, min(cpus) // a_node), 0)
+
+
+def _fitting(there: int, each: float) -> int:
+    """Replicas that fit on the GPUs of a node; a part of a GPU is of one, never of the ends of two."""
+    return there // int(each) if each >= 1 else there * int(1 / each + 1e-6)  # 1.0 // 0.2 is 4
 
 
 # -- the way to a cluster -----------------------------------------------------------------------------
@@ -173,11 +186,7 @@ def connected(address: str) -> Generator[Callable[[], list[dict[str, float]]]]:
         try:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **more)
         except Exception as error:  # of many kinds: refused, other versions, other Pythons
-            text = " ".join(str(error).split())[:200]
-            raise ClusterError(
-                f"There is no Ray cluster to work with at {address!r} ({type(error).__name__}: {text}).",
-                "`ray status` on a node tells whether one runs; --cluster local starts one here.",
-            ) from error
+            raise _none_at(address, error) from error
     try:
         yield lambda: [node["Resources"] for node in ray.nodes() if node["Alive"]]
     finally:
@@ -193,7 +202,9 @@ def check_address(address: str) -> None:
         UsageError: it is no address.
         MissingExtraError: Ray isn't installed.
     """
-    need("ray", "ray")
+    ray = need("ray", "ray")
+    if address == "auto":
+        address = _running(ray)
     if address in ("local", "auto"):
         return
     if address.startswith("ray://"):
@@ -212,6 +223,28 @@ def check_address(address: str) -> None:
         raise ClusterError(f"Nothing answers at {address} ({error}).", REMEDY) from error
     if not answers:
         raise ClusterError(f"What answers at {address} is no Ray cluster.", REMEDY)
+
+
+def _running(ray: Any) -> str:
+    """Where `auto` leads; `auto`, if this version of Ray keeps that to itself.
+
+    Raises:
+        ClusterError: no Ray runs here.
+    """
+    try:
+        with suppress(AttributeError):
+            return str(ray._private.services.canonicalize_bootstrap_address_or_die("auto"))
+        return "auto"
+    except ConnectionError as error:
+        raise _none_at("auto", error) from error
+
+
+def _none_at(address: str, error: Exception) -> ClusterError:
+    text = " ".join(str(error).split())[:200]
+    return ClusterError(
+        f"There is no Ray cluster to work with at {address!r} ({type(error).__name__}: {text}).",
+        "`ray status` on a node tells whether one runs; --cluster local starts one here.",
+    )
 
 
 def _speaks_http2(line: socket.socket) -> bool:

@@ -45,7 +45,7 @@ class Worker(Protocol):
         ...
 
     def placed(self) -> bool:
-        """Whether it has its room on a node, and loads."""
+        """Whether it has its room on a node, and loads or has done so."""
         ...
 
     def ping(self) -> None:
@@ -102,6 +102,9 @@ class Pool:
         self._changed = threading.Condition()
         self._jobs: list[_Job] = []
         self._members: dict[int, tuple[Worker, About]] = {}
+        self._unfit: list[Worker] = []
+        """Those that couldn't load the model: they keep their room until the end, so that none that is started in
+        another's place comes to the same node."""
         self._count = 0
         self._last_alive = time.monotonic()
         self._serving = size
@@ -118,7 +121,7 @@ class Pool:
     def __exit__(self, *_: object) -> None:
         self._end(ClusterError("The cluster was left.", "Open it again."))
         with self._changed:
-            workers = [worker for worker, _ in self._members.values()]
+            workers = [*self._unfit, *(worker for worker, _ in self._members.values())]
         for worker in workers:
             worker.stop()
         for thread in self._threads:
@@ -161,7 +164,8 @@ class Pool:
         except HNeuronsError as error:
             self._retire(error)
         except Exception as error:  # whatever else a backend raises, nobody may wait for this thread for ever
-            self._retire(ClusterError(f"The cluster failed ({type(error).__name__}: {error})."[:500]))
+            why = f"{type(error).__name__}: {error}"[:400]
+            self._retire(ClusterError(f"The cluster failed ({why}).", "The same command goes on from here."))
 
     def _hire(self) -> tuple[int, Worker] | None:
         """A replica that is ready; None if the pool ended."""
@@ -176,6 +180,9 @@ class Pool:
                 worker.stop()
                 why.append(str(lost))
                 continue
+            except HNeuronsError:
+                self._set_aside(worker)
+                raise
             except BaseException:
                 worker.stop()
                 raise
@@ -190,6 +197,13 @@ class Pool:
             self._say(f"A replica is ready on {about.node}: {ready} of {self.size}.")
             return member, worker
         raise ClusterError(f"{len(why)} replicas in a row ended while they loaded the model ({why[-1]}).", MEMORY)
+
+    def _set_aside(self, worker: Worker) -> None:
+        with self._changed:
+            if not self._ended and worker.placed():
+                self._unfit.append(worker)
+                return
+        worker.stop()
 
     def _wait(self, worker: Worker) -> About | None:
         while not self._ended:

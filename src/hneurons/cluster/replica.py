@@ -11,7 +11,9 @@ from importlib.metadata import version
 from typing import Any, Protocol
 
 from hneurons.answers.engine import Request, Sampling
-from hneurons.errors import ClusterError
+from hneurons.cluster.fingerprint import Fingerprint
+from hneurons.errors import ClusterError, ModelError
+from hneurons.memory import ran_out
 from hneurons.models.load import StudyModel, load_model
 from hneurons.neurons.blocks import BlockFeatures
 from hneurons.neurons.cett import Beginning, Passage, PooledExtractor
@@ -21,6 +23,22 @@ from hneurons.types import NeuronId, Region, Response
 
 KEPT = 2
 """Sets of prompts whose prefill a replica keeps: those of the chunks of questions that it has in work."""
+MORE_MEMORY = (
+    "Give each replica more of it: fewer replicas a node with --replicas, more GPUs each with --replica-gpus, or "
+    "larger nodes."
+)
+SMALLER = f"{MORE_MEMORY} A new run may have smaller batches (`chunk` and `batch_tokens` of its settings)."
+"""What to do when a replica ran out of memory, while it loads and later."""
+
+
+class ReplicaMemoryError(ClusterError, RuntimeError):
+    """A replica ran out of memory. A `RuntimeError` with those words as well, as torch raises it in the process: what
+    doesn't fit is then asked in halves (`hneurons.studies.turned.sample`)."""
+
+    @classmethod
+    def of(cls, error: BaseException, *, where: str, remedy: str) -> ReplicaMemoryError:
+        """What another library raised."""
+        return cls(f"{where} ran out of memory ({f'{type(error).__name__}: {error}'[:200]}).", remedy)
 
 
 @dataclass(frozen=True)
@@ -30,6 +48,7 @@ class Loading:
     model: str
     """As for `load_model`; a folder or file is at the same place on every node."""
     config_hash: str
+    fingerprint: Fingerprint
     dtype: str
     device: str = "auto"
     revision: str | None = None
@@ -50,8 +69,8 @@ class Loading:
             )
         described = model.describe()
         return cls(
-            model.location or model.name, described["config_hash"], described["dtype"], device, model.revision,
-            model.ffn, trust_remote_code,
+            model.location or model.name, described["config_hash"], Fingerprint.of(model), described["dtype"], device,
+            model.revision, model.ffn, trust_remote_code,
         )  # fmt: skip
 
 
@@ -94,13 +113,21 @@ class Replica:
                 f"Node {node} has hneurons {here}, this machine {version_wanted}.",
                 "Install the same version on every node.",
             )
-        model = load_model(
-            loading.model, dtype=loading.dtype, device=loading.device, revision=loading.revision, ffn=loading.ffn,
-            trust_remote_code=loading.trust_remote_code,
-        )  # fmt: skip
-        if model.describe()["config_hash"] != loading.config_hash:
+        try:
+            model = load_model(
+                loading.model, dtype=loading.dtype, device=loading.device, revision=loading.revision, ffn=loading.ffn,
+                trust_remote_code=loading.trust_remote_code,
+            )  # fmt: skip
+        except ModelError as error:
+            if error.__cause__ and ran_out(error.__cause__):
+                remedy = f"{MORE_MEMORY} Or choose another --dtype."
+                raise ReplicaMemoryError.of(error.__cause__, where=f"Loading on node {node}", remedy=remedy) from error
+            raise
+        same = model.describe()["config_hash"] == loading.config_hash
+        differs = loading.fingerprint.difference(Fingerprint.of(model)) if same else "its configuration"
+        if differs:
             raise ClusterError(
-                f"{loading.model} on node {node} is another model than here: its configuration differs.",
+                f"{loading.model} on node {node} is another model than here: {differs} differs.",
                 "Put the same files there, or give a hub id with --revision.",
             )
         return cls(model)
@@ -110,6 +137,22 @@ class Replica:
         """Where and how it works."""
         device = self.model.device
         return About(platform.node(), 1 if self.model.is_moved else worker_count(device))
+
+    def do(self, shard: Shard) -> Any:
+        """The result of a shard.
+
+        Raises:
+            ReplicaMemoryError: it doesn't fit into memory.
+        """
+        try:
+            return shard.do(self)
+        except Exception as error:
+            if not ran_out(error):
+                raise
+            short = ReplicaMemoryError.of(error, where=f"The replica on node {platform.node()}", remedy=SMALLER)
+        # Outside of the handler, which would keep the tensors of the failed pass alive, as prefills would.
+        self._engines.clear()
+        raise short
 
     @contextmanager
     def engine(self, key: str, neurons: Sequence[NeuronId], *, thinking: bool = False) -> Generator[TurnedEngine]:

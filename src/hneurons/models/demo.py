@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import json
 import os
@@ -11,9 +12,10 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hneurons.errors import DamagedModelError, ModelNotFoundError
 from hneurons.runfolder import hash_file, storage_errors, write_json
@@ -80,14 +82,57 @@ def pull(name: str, say: Say = lambda _: None) -> Path:
         raise ModelNotFoundError(f"There is no demo model {name!r}.", f"Demo models: {', '.join(sorted(DEMO_MODELS))}.")
     demo = DEMO_MODELS[name]
     folder = cache_folder() / "models" / name
-    if is_whole(folder, demo.sha256):
+    return once(folder, demo.sha256, lambda: _made(demo, folder, say), say)
+
+
+def once(folder: Path, sha256: str, make: Callable[[], Path], say: Say) -> Path:
+    """`folder`, where `make` puts the conversion of that GGUF file unless it is there whole.
+
+    One process makes it and the others wait: replicas of one node begin at the same moment.
+    """
+    if is_whole(folder, sha256):
         return folder
+    with _alone(folder.with_name(f".{folder.name}.lock"), lambda: say(f"Waiting for a process that makes {folder}")):
+        return folder if is_whole(folder, sha256) else make()
+
+
+@contextlib.contextmanager
+def _alone(lock: Path, wait: Callable[[], None]) -> Generator[None]:
+    """Keep other processes and threads out of the block; `wait` is called before waiting for one that is in it."""
+    with contextlib.ExitStack() as held:
+        with storage_errors(lock):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = held.enter_context(lock.open("a"))
+            while not _has(file, lock, wait):
+                file = held.enter_context(lock.open("a"))
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _has(file: Any, lock: Path, wait: Callable[[], None]) -> bool:
+    """Whether `file`, locked now, is still what lies at `lock`: whoever had it before has removed it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        wait()
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks
+        return True
+    try:
+        return os.path.samestat(lock.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _made(demo: DemoModel, folder: Path, say: Say) -> Path:
     with tempfile.TemporaryDirectory(prefix="hneurons-") as scratch:
         gguf = _fetch(demo, Path(scratch), say)
         found = hash_file(gguf)
         if found != demo.sha256:
             raise DamagedModelError(
-                f"{name}: the file's SHA-256 is {found[:12]}..., not {demo.sha256[:12]}...",
+                f"{demo.name}: the file's SHA-256 is {found[:12]}..., not {demo.sha256[:12]}...",
                 "Run it again; if it stays so, the package has changed: please report it.",
             )
         return convert(gguf, folder, demo.sha256, say)

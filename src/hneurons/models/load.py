@@ -18,13 +18,15 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from hneurons.errors import (
     DamagedModelError,
     HNeuronsError,
+    ModelError,
     ModelNotFoundError,
     UnsupportedModelError,
     UsageError,
 )
 from hneurons.layout import Columns, Layout
+from hneurons.memory import ran_out
 from hneurons.models.classes import auto_class
-from hneurons.models.demo import DEMO_MODELS, Say, cache_folder, convert, is_whole, pull
+from hneurons.models.demo import DEMO_MODELS, Say, cache_folder, convert, once, pull
 from hneurons.models.ffn import find_ffns, layout_of
 from hneurons.models.moe import RoutedFFN
 from hneurons.models.parts import FFN
@@ -207,6 +209,7 @@ def load_model(
         ModelNotFoundError: no such model, or no network.
         DamagedModelError: files are cut or unreadable.
         UnsupportedModelError: no decoder, or no feed-forward layer that the locator knows.
+        ModelError: it doesn't fit into memory, or the device takes nothing.
     """
     name, source, folder = locate(str(model), say)
     device = choose_device(device)
@@ -230,7 +233,13 @@ def load_model(
         # Hub, safetensors, tokenizers and transformers each raise their own kinds.
         raise explain(name, source, error) from error
     if device != SPREAD:
-        nn.Module.to(network, torch.device(device))
+        try:
+            nn.Module.to(network, torch.device(device))
+        except RuntimeError as error:
+            if ran_out(error):
+                raise explain(name, source, error) from error
+            text = " ".join(str(error).split())[:160]
+            raise ModelError(f"{name} can't be put on {device} ({text}).", "Choose another --device.") from error
     network.eval()
     network.requires_grad_(False)
     commit = getattr(config, "_commit_hash", None) or revision
@@ -268,7 +277,7 @@ def _from_gguf(path: Path, say: Say) -> Path:
     say(f"Checking {path.name}")
     digest = hash_file(path)
     folder = cache_folder() / "gguf" / digest[:16]
-    return folder if is_whole(folder, digest) else convert(path, folder, digest, say)
+    return once(folder, digest, lambda: convert(path, folder, digest, say), say)
 
 
 def choose_device(device: str = "auto") -> str:
@@ -316,6 +325,11 @@ def choose_dtype(dtype: str, device: str) -> Any:
 def explain(name: str, source: str, error: Exception) -> Exception:
     """What a library's error about a model means, in one line."""
     text = " ".join(str(error).split())[:300]
+    if ran_out(error):
+        return ModelError(
+            f"{name} doesn't fit into the memory that is free ({text[:160]}).",
+            "Load it with --dtype bfloat16, over all devices with --device spread, or elsewhere with --device cpu.",
+        )
     # `text` is cut; an older or newer transformers words it otherwise.
     if "trust_remote_code" in str(error) or "custom code" in str(error):
         return UnsupportedModelError(
