@@ -195,6 +195,20 @@ def test_log_probabilities_as_llama_cpp_has_them(model: Outline, server: Complet
     assert response.logprobs == tuple(-0.5 - i for i in range(len(ids)))
 
 
+def test_ids_that_llama_cpp_tells_among_the_log_probabilities_are_kept(model: Outline, server: CompletionsServer):
+    ids = [*model.tokenizer.encode(PARIS, add_special_tokens=False), 2]
+    content = [{"id": token, "token": "x", "logprob": -0.5 - i} for i, token in enumerate(ids)]
+    choice = {"index": 0, "text": PARIS, "logprobs": {"content": content}, "finish_reason": "stop"}
+    for counted, whole in ((len(ids), True), (len(ids) + 1, False)):  # it leaves out tokens that write part of a letter
+        reply = {"choices": [choice], "usage": {"completion_tokens": counted}}
+        server.say = lambda _, reply=reply: (200, reply)
+        made = engine(model, server)
+        (response,) = made.sample(ASKED[:1], SHORT)
+        assert response.token_ids == tuple(ids)
+        assert response.logprobs == tuple(-0.5 - i for i in range(len(ids)))
+        assert (RETOKENISED not in made.notes) is whole
+
+
 def test_tokens_cut_otherwise_keep_the_mean(model: Outline, server: CompletionsServer):
     server.say = texts_alone(PARIS, [-1.0, -3.0])
     (response,) = engine(model, server).sample(ASKED[:1], SHORT)

@@ -1,7 +1,7 @@
 """The engine of a running OpenAI-compatible server: completions of prompts, a request a response.
 
-Token ids come from the server where it returns them, as vLLM does. Another server's text is cut into tokens by the
-model's own tokenizer, which a note of the run says.
+Token ids come from the server where it returns them, as vLLM and llama.cpp do. Another server's text is cut into tokens
+by the model's own tokenizer, which a note of the run says.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ SAMPLED = "The responses were sampled by a server, which may have used its own p
 
 
 class _Token(BaseModel):
+    id: int | None = None
     logprob: float | None = None
 
 
 class _Logprobs(BaseModel):
     token_logprobs: list[float | None] | None = None
     content: list[_Token] | None = None
-    """In place of the other, as llama.cpp has them."""
+    """In place of the other, as llama.cpp has them, with ids."""
 
     def values(self) -> list[float | None] | None:
         if self.token_logprobs is None and self.content is not None:
@@ -56,8 +57,24 @@ class _Choice(BaseModel):
     token_ids: list[int] | None = None
 
 
+class _Usage(BaseModel):
+    completion_tokens: int | None = None
+
+
 class _Completion(BaseModel):
     choices: list[_Choice] = Field(min_length=1)
+    usage: _Usage | None = None
+
+    def choice(self) -> _Choice:
+        """The first, with the token ids that llama.cpp gives among the log-probabilities; it leaves out those of which
+        several write one letter, and then the ids are of no use."""
+        made = self.choices[0]
+        content = made.logprobs.content if made.logprobs else None
+        if made.token_ids is None and content is not None and self.usage is not None:
+            ids = [token.id for token in content if token.id is not None]
+            if len(ids) == len(content) == self.usage.completion_tokens:
+                made.token_ids = ids
+        return made
 
 
 class OpenAIEngine:
@@ -224,7 +241,7 @@ class OpenAIEngine:
                 logprobs=1,
                 extra_body=more,
             )
-            return _Completion.model_validate_json(raw.http_response.content).choices[0]
+            return _Completion.model_validate_json(raw.http_response.content).choice()
         except ValidationError:
             raise self._unusable("sent what is no completion", "Check the URL, which usually ends in /v1.") from None
         except connection.openai.OpenAIError as error:

@@ -115,7 +115,9 @@ def _use(name: str, format: str, alpha: float, told: dict[str, Any]) -> str:
     return (
         f"```\nllama-server -m MODEL.gguf --lora adapter.gguf\n```\n\n"
         f"Scale 1 is alpha = {alpha:g}, scale 0 turns it off, and any other is {scale}. A request chooses its own with "
-        f'`"lora": [{{"id": 0, "scale": 0.5}}]`; `--lora-scaled adapter.gguf:0.5` sets the default.'
+        f'`"lora": [{{"id": 0, "scale": 0.5}}]`; `--lora-scaled adapter.gguf:0.5` sets the default. Where requests of '
+        'several scales come at the same time, each needs `"cache_prompt": false` as well: llama.cpp otherwise goes on '
+        "from what it kept of a prompt at another scale."
     )
 
 
