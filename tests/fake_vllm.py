@@ -101,8 +101,11 @@ class Model(nn.Module):
             block.mlp = MLP(layer, rank, ranks, bias=bias)
             self.layers.append(block)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        x = self.embedding[input_ids]
+    def embed_input_ids(self, input_ids: Tensor) -> Tensor:
+        return self.embedding[input_ids]
+
+    def forward(self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None) -> Tensor:
+        x = inputs_embeds if input_ids is None else self.embed_input_ids(input_ids)
         for layer in self.layers:
             x = x + layer.attn(x)
             x = x + layer.mlp(x)
@@ -117,6 +120,7 @@ class Runner:
 
     device = torch.device("cpu")
     max_num_tokens = 20
+    supports_mm_inputs = False
     model_config: Any = SimpleNamespace(get_vocab_size=lambda: TOKENS)
 
     def __init__(self, model: Model | None = None) -> None:
@@ -124,6 +128,7 @@ class Runner:
         self.requests: dict[str, Any] = {}
         self.input_batch: Any = SimpleNamespace(req_ids=[], num_computed_tokens_cpu=np.zeros(0, dtype=np.int32))
         self.input_ids: Any = SimpleNamespace(gpu=torch.zeros(64, dtype=torch.long))
+        self.inputs_embeds: Any = SimpleNamespace(gpu=torch.zeros(64, HIDDEN))
         self.tokens: dict[str, list[int]] = {}
         self.computed: dict[str, int] = {}
         self.padding = 0
@@ -166,7 +171,10 @@ class Runner:
     def _dummy_run(self, tokens: int, **_: Any) -> tuple[Tensor, Tensor]:
         Attention.real = False
         try:
-            hidden = self.model(input_ids=self.input_ids.gpu[:tokens])
+            if self.supports_mm_inputs:
+                hidden = self.model(inputs_embeds=self.inputs_embeds.gpu[:tokens])
+            else:
+                hidden = self.model(input_ids=self.input_ids.gpu[:tokens])
         finally:
             Attention.real = True
         return hidden, hidden[-1:]

@@ -128,9 +128,11 @@ def test_runs_are_not_written_to_addresses(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_with_a_colon_is_a_path(tmp_path: Path):
-    with RunFolder(tmp_path / "a:/run"), RunFolder(tmp_path / "12:30"):
-        assert (tmp_path / "a:/run").is_dir()
+@pytest.mark.parametrize("name", ["a:/run", "12:30", "runs/s3:/x"])
+def test_a_folder_with_a_colon_is_a_path(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with RunFolder(name):
+        assert (tmp_path / name).is_dir()
 
 
 def test_evaluate_and_impact_go_there(

@@ -13,6 +13,7 @@ import pytest
 from fake_pool import Do, Ends, Nodes, Rooms, wait_for
 from hneurons.cluster.onray import check_address, connected, reason, share_out
 from hneurons.cluster.pool import LostError
+from hneurons.cluster.replica import ReplicaMemoryError
 from hneurons.errors import ClusterError, MissingExtraError, NumericError, UsageError
 from hneurons.parallel import in_order
 
@@ -179,6 +180,21 @@ def test_a_replica_in_place_of_a_lost_one_does_not_go_where_the_model_cant_be_lo
         assert (pool.lost, len(nodes.started)) == (1, 3)
         assert sorted(nodes.at.values()) == ["A", "B"]
     assert nodes.free == ["A", "B"]
+
+
+def test_one_that_ran_out_of_memory_while_loading_gives_it_back():
+    """The others of its node need what it holds."""
+
+    def load(number: int) -> bool:
+        if number == 0:
+            raise ReplicaMemoryError("Loading on node 0 ran out of memory.", "Fewer replicas.")
+        return True
+
+    nodes = Nodes(loads=load)
+    with nodes.pool(2) as pool:
+        assert results([pool.submit(say_number("a"))])
+        wait_for(nodes.started[0].ended.is_set)
+        assert len(nodes.started) == 2
 
 
 def test_one_that_finds_no_room_holds_none():
@@ -379,6 +395,7 @@ def test_no_cluster_on_this_machine():
             ConnectionError("Could not find any running Ray instance."),
             r"no Ray cluster to work with at 'auto'.*instance",
         ),
+        (ValueError("Invalid address format: head"), r"no Ray cluster to work with at 'auto'.*Invalid address"),
     ],
 )
 def test_auto_is_looked_up_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch, found: Any, match: str):

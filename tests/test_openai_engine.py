@@ -195,6 +195,16 @@ def test_log_probabilities_as_llama_cpp_has_them(model: Outline, server: Complet
     assert response.logprobs == tuple(-0.5 - i for i in range(len(ids)))
 
 
+def test_a_server_that_takes_ids_and_tells_none_must_have_the_name_too(model: Outline, server: CompletionsServer):
+    """Another model writes something to any ids."""
+    server.say = lambda _: completion(PARIS, [-0.5])
+    assert engine(model, server).sample(ASKED[:1], SHORT)[0].text == PARIS
+    server.names = ["another"]
+    with pytest.raises(ServiceError, match=r"serves 'another'.*--served-model another"):
+        engine(model, server).sample(ASKED[:1], SHORT)
+    assert engine(model, server, "another").sample(ASKED[:1], SHORT)[0].text == PARIS
+
+
 def test_ids_that_llama_cpp_tells_among_the_log_probabilities_are_kept(model: Outline, server: CompletionsServer):
     ids = [*model.tokenizer.encode(PARIS, add_special_tokens=False), 2]
     content = [{"id": token, "token": "x", "logprob": -0.5 - i} for i, token in enumerate(ids)]

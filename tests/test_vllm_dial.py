@@ -209,6 +209,17 @@ def test_a_worker_whose_logits_do_not_move_does_not_start():
         started(model=model).compile_or_warm_up_model()
 
 
+@pytest.mark.parametrize("sees", [False, True])
+def test_the_test_says_something_of_models_that_see_pictures_too(sees: bool, caplog: pytest.LogCaptureFixture):
+    """Whose embeddings are all zeros unless somebody writes them."""
+    made = started()
+    made.model_runner.supports_mm_inputs = sees
+    assert made.compile_or_warm_up_model() == "warm"
+    assert "can't tell" not in caplog.text
+    assert not made.model_runner.inputs_embeds.gpu.any()
+    assert not made.model_runner.input_ids.gpu.any()
+
+
 def test_neurons_that_are_silent_in_the_test_are_no_fault(caplog: pytest.LogCaptureFixture):
     """As those of a model with ReLU may be."""
     model = fake.Model()
@@ -349,7 +360,7 @@ def config(**changes: Any) -> Any:
         ({"kv_transfer_config": object()}, "connector"),
         ({"lora_config": object()}, "--enable-lora"),
         ({"parallel_config__data_parallel_size": 2}, "engine of its own"),
-        ({"parallel_config__pipeline_parallel_size": 2}, "--tensor-parallel-size"),
+        ({"parallel_config__pipeline_parallel_size": 2}, "tensor_parallel_size"),
         ({"model_config__enable_prompt_embeds": True}, "--enable-prompt-embeds"),
         ({"model_config__runner_type": "pooling"}, "--runner"),
     ],

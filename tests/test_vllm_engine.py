@@ -30,6 +30,10 @@ ASKED = [Request(Question(name, f"Who is {name}?", ("x",)), k) for name in ("a",
 SHORT = Sampling(max_new_tokens=6, seed=3)
 
 
+def fine(_: Any) -> None:
+    """A configuration that can measure."""
+
+
 @dataclass
 class FakeLLM:
     """Says what `say` makes of a prompt and its settings: token ids and finish reason."""
@@ -44,6 +48,7 @@ class FakeLLM:
     def llm_engine(self) -> Any:
         return SimpleNamespace(
             model_config=SimpleNamespace(max_model_len=self.args["max_model_len"]),
+            vllm_config="its configuration",
             engine_core=SimpleNamespace(shutdown=lambda: setattr(self, "closed", True)),
         )
 
@@ -188,7 +193,7 @@ def test_a_prompt_that_leaves_no_room_is_refused(outline: Outline, fakes: Fakes)
     longest = len(outline.prompt_ids(ASKED[0].said))
     fits = VLLMEngine(outline, {"max_model_len": longest + 6}, start=fakes)
     assert len(fits.sample(ASKED[:1], SHORT)) == 1
-    for args in ({"args": {"max_model_len": longest + 5}}, {"args": {"max_model_len": longest + 6}, "measures": True}):
+    for args in ({"args": {"max_model_len": longest + 5}}, {"args": {"max_model_len": longest + 6}, "check": fine}):
         with pytest.raises(PromptTooLongError, match="max_model_len"):
             VLLMEngine(outline, **args, start=fakes).sample(ASKED[:1], SHORT)
 
@@ -209,7 +214,7 @@ def test_it_starts_when_it_is_needed_and_again_after_it_was_closed(outline: Outl
 
 
 def test_what_samples_can_measure_too_so_that_the_model_is_loaded_once(outline: Outline, fakes: Fakes):
-    engine = VLLMEngine(outline, measures=True, start=fakes)
+    engine = VLLMEngine(outline, check=fine, start=fakes)
     engine.sample(ASKED, SHORT)
     assert engine.llm is fakes.started[0]
     (started,) = fakes.started
@@ -218,7 +223,18 @@ def test_what_samples_can_measure_too_so_that_the_model_is_loaded_once(outline: 
     VLLMEngine(outline, start=fakes).sample(ASKED, SHORT)
     assert "worker_extension_cls" not in fakes.started[-1].args
     with pytest.raises(UsageError, match="enforce_eager"):
-        VLLMEngine(outline, {"enforce_eager": False}, measures=True)
+        VLLMEngine(outline, {"enforce_eager": False}, check=fine)
+
+
+def test_an_engine_that_cannot_measure_is_refused_before_it_samples(outline: Outline, fakes: Fakes):
+    def refuse(config: Any) -> None:
+        assert config == "its configuration"
+        raise UsageError("Stages.", "Ranks.")
+
+    with pytest.raises(UsageError, match="Stages"):
+        VLLMEngine(outline, check=refuse, start=fakes).sample(ASKED, SHORT)
+    assert not fakes.started[0].calls
+    assert fakes.started[0].closed
 
 
 def test_an_engine_without_the_plugin_turns_nothing(outline: Outline, fakes: Fakes):

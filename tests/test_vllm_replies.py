@@ -286,9 +286,14 @@ def test_risks_in_the_process(llama: StudyModel, card: Card):
     ids = ids_of(llama, "It is Paris")
     reply = json.dumps({"7-12345678": {"prompt": [1], "ids": ids, "scores": [0.5] * len(ids), "ends": []}})
     llm = SimpleNamespace(collective_rpc=lambda *_, **__: [reply], get_tokenizer=lambda: llama.tokenizer)
-    choice = SimpleNamespace(index=0, text="It is Paris", token_ids=ids)
+    choice = SimpleNamespace(index=0, text="It is Paris", token_ids=ids, stop_reason=None)
     output = SimpleNamespace(request_id="7", outputs=[choice])
+    for text in ("It is Paris", ""):  # no text where the parameters say `detokenize=False`
+        choice.text = text
+        ((told,),) = risks(llm, [output], ["Where?"], card)
+        assert told["response_risk"] == pytest.approx(float(card.risk(0.5 + card.probe.intercept)), abs=1e-6)
+    choice.stop_reason = "It is"  # a stop string cut all of it off
     ((told,),) = risks(llm, [output], ["Where?"], card)
-    assert told["response_risk"] == pytest.approx(float(card.risk(0.5 + card.probe.intercept)), abs=1e-6)
+    assert (told["response_risk"], told["tokens"]) == (None, [])
     with pytest.raises(UsageError, match="1 outputs, but 0 questions"):
         risks(llm, [output], [], card)

@@ -136,10 +136,11 @@ def memory(told: dict[str, Any], folder: Path) -> Any:
     from hneurons.models.outline import load_outline
     from hneurons.neurons.cett import Passage
     from hneurons.types import REGIONS, Question, to_json
+    from hneurons.vllm.engine import check_engine
     from hneurons.vllm.features import VLLMExtractor
 
     outline = load_outline(told["model"], device="cpu")
-    made = VLLMEngine(outline, {"kv_cache_memory_bytes": 200_000_000}, measures=True)
+    made = VLLMEngine(outline, {"kv_cache_memory_bytes": 200_000_000}, check=check_engine)
     asked = [Request(Question(q, q, ("x",)), sample) for q in told["questions"] for sample in range(told["samples"])]
     sampling = Sampling(temperature=0.0, max_new_tokens=told["tokens"])
     extractor = VLLMExtractor(made.llm, outline.layout, REGIONS)

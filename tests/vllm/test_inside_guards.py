@@ -21,7 +21,7 @@ ENGINES: dict[str, tuple[dict[str, Any], str | None]] = {
     "newer runner": ({"variables": {"VLLM_USE_V2_MODEL_RUNNER": "1"}}, "VLLM_USE_V2_MODEL_RUNNER=0"),
     "adapters": ({"enable_lora": True}, "--enable-lora"),
     "several engines": ({"data_parallel_size": 2}, "an engine of its own"),
-    "stages": ({"pipeline_parallel_size": 2}, "--tensor-parallel-size"),
+    "stages": ({"pipeline_parallel_size": 2}, "tensor_parallel_size"),
     "a draft": ({"speculative_config": DRAFT}, "speculative configuration"),
     "a connector": ({"kv_transfer_config": CONNECTOR}, "--kv-transfer-config"),
 }

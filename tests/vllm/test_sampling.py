@@ -161,7 +161,7 @@ def test_no_memory_left_is_one_line_and_the_work_goes_on_after_it(play: Play, de
     """In a process whose memory is limited while it measures, and while it samples."""
     questions = [request.question.question for request in sampling.requests()]
     told = {"model": sampling.NAME, "questions": questions, "samples": 8, "tokens": 24, "left": 4 << 20}
-    made = play("memory", told, VLLM_ENABLE_V1_MULTIPROCESSING="0")
+    made = play("memory", told, VLLM_ENABLE_V1_MULTIPROCESSING="0", MALLOC_MMAP_THRESHOLD_="65536")
     for done, line in made["said"].items():
         assert line.startswith(f"ServiceError: vLLM failed while it {done}: "), line
         assert "memory" in line

@@ -56,6 +56,11 @@ class _Choice(BaseModel):
     logprobs: _Logprobs | None = None
     token_ids: list[int] | None = None
 
+    @property
+    def tells_ids(self) -> bool:
+        """Whether some ids came with it, so that most responses of that server can be checked by theirs."""
+        return bool(self.logprobs and any(token.id is not None for token in self.logprobs.content or ()))
+
 
 class _Usage(BaseModel):
     completion_tokens: int | None = None
@@ -248,11 +253,11 @@ class OpenAIEngine:
             return connection.failure(error)
 
     def _check_name(self) -> None:
-        """Of a server that tells no tokens the name is all that says which model it serves: token ids that another
-        model doesn't have are refused just as those that it doesn't take."""
+        """Of a server that tells no tokens the name is all that says which model it serves; and token ids that another
+        model doesn't have are refused just as those that a server doesn't take."""
         if self._named is None and self._served != self.model.name:
             raise self._unusable(
-                f"serves {self._served!r} and takes no token ids, so nothing tells whether that is {self.model.name}",
+                f"serves {self._served!r} and tells no token ids, so nothing shows whether that is {self.model.name}",
                 f"If it is, say so with --served-model {self._served}.",
             )
 
@@ -276,6 +281,8 @@ class OpenAIEngine:
         if len(logprobs) != len(given or []) or (made.text and not logprobs):
             raise self._unusable("returns no log-probabilities", "Use a server that does, as vLLM and llama.cpp do.")
         if made.token_ids is None:
+            if not made.tells_ids:
+                self._check_name()
             self._retokenised = True
             ids = self._retokenise(made)
             if len(ids) != len(logprobs):

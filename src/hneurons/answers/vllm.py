@@ -49,7 +49,8 @@ class VLLMEngine:
         args: arguments of vLLM's `LLM`, by name: `tensor_parallel_size`, `gpu_memory_utilization`, ...
         trust_remote_code: run Python code that comes with the model.
         dial: whether this package's plugin turns the neurons of this engine; without it every alpha must be 1.
-        measures: whether contributions are measured in its workers: then no graphs are compiled, which skip hooks.
+        check: refuses a started vLLM, whose configuration it gets, in whose workers contributions can't be measured;
+            with one no graphs are compiled, which skip hooks. None if none are to be measured.
         start: makes the `LLM`; for tests.
 
     Raises:
@@ -65,7 +66,7 @@ class VLLMEngine:
         *,
         trust_remote_code: bool = False,
         dial: bool = False,
-        measures: bool = False,
+        check: Callable[[Any], None] | None = None,
         start: Start | None = None,
     ) -> None:
         if model.source == "object":
@@ -80,14 +81,14 @@ class VLLMEngine:
                 f"Leave out {', '.join(own)}; the model, --dtype, --revision and --trust-remote-code are given as for "
                 "transformers.",
             )
-        if measures and (args or {}).get("enforce_eager") is False:
+        if check and (args or {}).get("enforce_eager") is False:
             raise UsageError(
                 "Contributions can't be measured in compiled graphs.", "Leave enforce_eager out, or --features vllm."
             )
         self.model = model
         self.dial = dial
         self._args = {**(args or {}), "trust_remote_code": trust_remote_code}
-        self._measures = measures
+        self._check = check
         self._start = start or _start
         self._transcript = Transcript(model)
         self._llm: Any = None
@@ -111,8 +112,14 @@ class VLLMEngine:
             UsageError: an argument that it doesn't know, no room for the model, or no plugin for the dial.
         """
         if self._llm is None:
-            args = {**self._args, **({"worker_extension_cls": WORKER} if self._measures else {})}
-            self._llm = self._start(arguments(self.model, args, eager=self.dial or self._measures))
+            args = {**self._args, **({"worker_extension_cls": WORKER} if self._check else {})}
+            self._llm = self._start(arguments(self.model, args, eager=self.dial or bool(self._check)))
+            if self._check:
+                try:
+                    self._check(self._llm.llm_engine.vllm_config)
+                except HNeuronsError:
+                    self.close()
+                    raise
             if self.dial:
                 self._check_plugin(self._llm)
         return self._llm
@@ -121,9 +128,10 @@ class VLLMEngine:
         """Ask for nonsense: without the plugin vLLM ignores it, as it would every alpha."""
         asked = need("vllm", "vllm").SamplingParams(max_tokens=1, detokenize=False, extra_args={EXTENSION: NONSENSE})
         try:
-            llm.generate([{"prompt_token_ids": [0]}], [asked], use_tqdm=False)
-        except Exception as error:
-            if EXTENSION in str(error):
+            with one_line("was asked for the plugin"):
+                llm.generate([{"prompt_token_ids": [0]}], [asked], use_tqdm=False)
+        except ServiceError as error:
+            if EXTENSION in str(error.__cause__):
                 return
             self.close()
             raise
@@ -170,7 +178,7 @@ class VLLMEngine:
 
     def _check_length(self, longest: int, sampling: Sampling) -> None:
         # Measuring a response takes one token more.
-        room = int(self.llm.llm_engine.model_config.max_model_len) - self._measures
+        room = int(self.llm.llm_engine.model_config.max_model_len) - bool(self._check)
         if longest + sampling.steps > room:
             raise PromptTooLongError(
                 f"A prompt has {longest:,} tokens, which with {sampling.steps:,} of a response is more than vLLM's "

@@ -60,4 +60,4 @@ def _is_plain(parameter: nn.Parameter) -> bool:
 def _hash(parameter: nn.Parameter) -> str:
     places = torch.linspace(0, parameter.numel() - 1, ELEMENTS, dtype=torch.float64).long()
     found = parameter[torch.unravel_index(places.to(parameter.device), parameter.shape)]
-    return hashlib.sha256(found.double().cpu().numpy().tobytes()).hexdigest()[:16]
+    return hashlib.sha256(found.cpu().double().numpy().tobytes()).hexdigest()[:16]

@@ -235,7 +235,7 @@ def _running(ray: Any) -> str:
         with suppress(AttributeError):
             return str(ray._private.services.canonicalize_bootstrap_address_or_die("auto"))
         return "auto"
-    except ConnectionError as error:
+    except (ConnectionError, ValueError) as error:  # nobody there; a RAY_ADDRESS that is no address
         raise _none_at("auto", error) from error
 
 

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from hneurons.cluster.replica import About, Shard
+from hneurons.cluster.replica import About, ReplicaMemoryError, Shard
 from hneurons.errors import ClusterError, HNeuronsError
 
 TRIES = 3
@@ -180,8 +180,11 @@ class Pool:
                 worker.stop()
                 why.append(str(lost))
                 continue
-            except HNeuronsError:
-                self._set_aside(worker)
+            except HNeuronsError as error:
+                if isinstance(error, ReplicaMemoryError):
+                    worker.stop()  # what it holds is memory that the others need
+                else:
+                    self._set_aside(worker)
                 raise
             except BaseException:
                 worker.stop()

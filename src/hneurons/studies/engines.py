@@ -93,8 +93,10 @@ def open_engine(
 def _made(chosen: Engines, model: Outline, *, trust: bool) -> Any:
     if chosen.engine == VLLM:
         from hneurons.answers.vllm import VLLMEngine
+        from hneurons.vllm.engine import check_engine
 
-        return VLLMEngine(model, chosen.args, trust_remote_code=trust, measures=chosen.in_vllm)
+        # Refused before anything is sampled.
+        return VLLMEngine(model, chosen.args, trust_remote_code=trust, check=check_engine if chosen.in_vllm else None)
     from hneurons.answers.openai import OpenAIEngine
 
     key: dict[str, Any] = {"key_env": chosen.key_env} if chosen.key_env else {}

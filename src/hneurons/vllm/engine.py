@@ -58,7 +58,7 @@ def check_engine(config: Any) -> None:
     if config.parallel_config.pipeline_parallel_size > 1:
         raise UsageError(
             "vLLM cuts the model into pipeline stages, which wasn't tested with hooks.",
-            "Use --tensor-parallel-size instead.",
+            "Use tensor parallelism (tensor_parallel_size) instead.",
         )
     if config.parallel_config.data_parallel_size > 1:
         raise UsageError(

@@ -90,7 +90,7 @@ class VLLMExtractor:
         with one_line("measured"):
             self._llm.generate(prompts, wanted, use_tqdm=False)
             shards = self._llm.collective_rpc("hneurons_pooled", args=(len(passages),))
-        return join(shards, passages, self.layout, len(self.regions))
+            return join(shards, passages, self.layout, len(self.regions))
 
     def _ranges(self, passage: Passage) -> list[list[list[int]]]:
         return [runs(passage.mask(region)) for region in self.regions]

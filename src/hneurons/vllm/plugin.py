@@ -159,12 +159,17 @@ def _try(runner: Any, tokens: int) -> Tensor | None:
     """Logits of made-up tokens; None on a rank that is given none."""
     ids = runner.input_ids.gpu[:tokens]
     ids.copy_(torch.arange(tokens, device=ids.device) * STEP % runner.model_config.get_vocab_size())
+    read = [ids]
+    if runner.supports_mm_inputs:  # a model that sees pictures reads embeddings
+        read.append(runner.inputs_embeds.gpu[:tokens])
+        read[1].copy_(runner.model.embed_input_ids(ids))
     # Without a scheduler's batch attention leaves its output as it found it, whatever was in that memory.
     hooks = [module.register_forward_hook(_nothing) for module in runner.model.modules() if _is_attention(module)]
     try:
         hidden = runner._dummy_run(tokens, is_profile=True, skip_eplb=True)[0]
     finally:
-        ids.zero_()
+        for each in read:
+            each.zero_()
         for hook in hooks:
             hook.remove()
     return runner.model.compute_logits(hidden)

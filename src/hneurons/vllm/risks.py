@@ -133,6 +133,11 @@ class Teller:
         return len(ids)
 
 
+def _text(choice: Any) -> str | None:
+    """What it says; None where the parameters leave texts out (`detokenize=False`), which stop strings don't allow."""
+    return choice.text if choice.text or isinstance(choice.stop_reason, str) else None
+
+
 def risks(llm: Any, outputs: Sequence[Any], questions: Sequence[str], card: Card) -> list[list[Any]]:
     """The object `hneurons` of each choice of each output of `llm.generate`, which asked for the monitor.
 
@@ -153,8 +158,7 @@ def risks(llm: Any, outputs: Sequence[Any], questions: Sequence[str], card: Card
     teller = Teller(llm.get_tokenizer(), card)
     return [
         [
-            # No text where the parameters leave it out (`detokenize=False`).
-            teller.tell(scored.get((output.request_id, choice.index)), said, choice.text or None, len(choice.token_ids))
+            teller.tell(scored.get((output.request_id, choice.index)), said, _text(choice), len(choice.token_ids))
             for choice in output.outputs
         ]
         for output, said in zip(outputs, questions, strict=True)
