@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 
+from hneurons.answers.completion import Choice, Completion
 from hneurons.answers.connection import Connection, Failure, each
 from hneurons.answers.endpoint import endpoint
 from hneurons.answers.engine import EXTENSION, Request, Sampling, seed_of
@@ -32,54 +33,6 @@ RETOKENISED = (
     "otherwise than they were sampled."
 )
 SAMPLED = "The responses were sampled by a server, which may have used its own precision and settings."
-
-
-class _Token(BaseModel):
-    id: int | None = None
-    logprob: float | None = None
-
-
-class _Logprobs(BaseModel):
-    token_logprobs: list[float | None] | None = None
-    content: list[_Token] | None = None
-    """In place of the other, as llama.cpp has them, with ids."""
-
-    def values(self) -> list[float | None] | None:
-        if self.token_logprobs is None and self.content is not None:
-            return [token.logprob for token in self.content]
-        return self.token_logprobs
-
-
-class _Choice(BaseModel):
-    text: str = ""
-    finish_reason: str | None = None
-    logprobs: _Logprobs | None = None
-    token_ids: list[int] | None = None
-
-    @property
-    def tells_ids(self) -> bool:
-        """Whether some ids came with it, so that most responses of that server can be checked by theirs."""
-        return bool(self.logprobs and any(token.id is not None for token in self.logprobs.content or ()))
-
-
-class _Usage(BaseModel):
-    completion_tokens: int | None = None
-
-
-class _Completion(BaseModel):
-    choices: list[_Choice] = Field(min_length=1)
-    usage: _Usage | None = None
-
-    def choice(self) -> _Choice:
-        """The first, with the token ids that llama.cpp gives among the log-probabilities; it leaves out those of which
-        several write one letter, and then the ids are of no use."""
-        made = self.choices[0]
-        content = made.logprobs.content if made.logprobs else None
-        if made.token_ids is None and content is not None and self.usage is not None:
-            ids = [token.id for token in content if token.id is not None]
-            if len(ids) == len(content) == self.usage.completion_tokens:
-                made.token_ids = ids
-        return made
 
 
 class OpenAIEngine:
@@ -212,7 +165,7 @@ class OpenAIEngine:
             "Start it with HNEURONS_CARD set; see docs/vllm.md.",
         )
 
-    def _ask(self, connection: Connection, request: Request, sampling: Sampling) -> _Choice:
+    def _ask(self, connection: Connection, request: Request, sampling: Sampling) -> Choice:
         outcome = self._try(connection, request, sampling, as_text=self._as_text)
         if isinstance(outcome, Failure) and outcome.is_of_the_request and not self._as_text:
             # It may take texts alone, or refuse what isn't OpenAI's.
@@ -225,7 +178,7 @@ class OpenAIEngine:
             raise outcome.error
         return outcome
 
-    def _try(self, connection: Connection, request: Request, sampling: Sampling, *, as_text: bool) -> _Choice | Failure:
+    def _try(self, connection: Connection, request: Request, sampling: Sampling, *, as_text: bool) -> Choice | Failure:
         more: dict[str, Any] = {"top_k": sampling.top_k}
         if not as_text:
             # Servers take what isn't asked for from the model's generation config.
@@ -246,7 +199,7 @@ class OpenAIEngine:
                 logprobs=1,
                 extra_body=more,
             )
-            return _Completion.model_validate_json(raw.http_response.content).choice()
+            return Completion.model_validate_json(raw.http_response.content).choice()
         except ValidationError:
             raise self._unusable("sent what is no completion", "Check the URL, which usually ends in /v1.") from None
         except connection.openai.OpenAIError as error:
@@ -275,7 +228,7 @@ class OpenAIEngine:
 
     # -- what came back ---------------------------------------------------------------------------
 
-    def _response(self, request: Request, made: _Choice) -> Response:
+    def _response(self, request: Request, made: Choice) -> Response:
         given = made.logprobs.values() if made.logprobs else None
         logprobs = [value for value in given or [] if value is not None and math.isfinite(value)]
         if len(logprobs) != len(given or []) or (made.text and not logprobs):
@@ -297,7 +250,7 @@ class OpenAIEngine:
         self._check_tokens(made.token_ids, made.text)
         return self._transcript.cut(request, made.token_ids, logprobs, made.finish_reason)
 
-    def _retokenise(self, made: _Choice) -> list[int]:
+    def _retokenise(self, made: Choice) -> list[int]:
         ids: list[int] = list(self.model.tokenizer.encode(made.text, add_special_tokens=False))
         end: Any = self.model.tokenizer.eos_token_id
         if made.finish_reason == "stop" and self.model.has_chat_template and isinstance(end, int):
