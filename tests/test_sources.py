@@ -364,6 +364,14 @@ def test_any_table_comes_back_from_any_format(tmp_path_factory: pytest.TempPathF
     assert load_questions(path, fields=asked.mapping) == asked
 
 
+@pytest.mark.parametrize("domain", ["[]", "['x']", '["a", "b"]', "[history"])
+def test_a_domain_in_brackets_is_a_text(domain: str, tmp_path: Path):
+    """As an answer it would be a list, or spelt like one."""
+    row = {"question": "Who?", "answers": ["x"], "domain": domain}
+    (asked,) = load_questions(write(tmp_path, json.dumps(row).encode(), "q.jsonl")).questions
+    assert asked.domain == domain
+
+
 def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=r"hneurons\[data\]"):

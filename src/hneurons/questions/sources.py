@@ -176,7 +176,9 @@ def _question(where: str, number: int, row: Any, chosen: Fields) -> Question:
     except ValueError as error:
         raise QuestionsError(f"{where} has {error}.", f"{REMEDY} {chosen.hint}") from error
     try:
-        domain = ", ".join(answer_texts(chosen.values("domain", cells)))
+        # A text is the domain itself, also one such as "[math]", which as an answer would be read as a list.
+        named = [[cell] if isinstance(cell, str) else cell for cell in chosen.values("domain", cells)]
+        domain = ", ".join(answer_texts(named))
     except ValueError as error:
         raise QuestionsError(
             f"{where} has a domain that is no text.", "Leave it out with fields={'domain': ''}."
