@@ -6,7 +6,7 @@ import pytest
 
 import tiny
 from completions_server import CompletionsServer, Reply, completion, refusal
-from hneurons.answers.engine import OtherEngine, Request, Sampling, seed_of
+from hneurons.answers.engine import NONSENSE, OtherEngine, Request, Sampling, seed_of
 from hneurons.answers.openai import RETOKENISED, OpenAIEngine
 from hneurons.errors import ServiceError, UsageError
 from hneurons.models.outline import Outline, load_outline
@@ -130,7 +130,9 @@ def test_alphas_go_out_only_where_the_plugin_is_said_to_be(model: Outline, serve
         engine(model, server).sample(turned, SHORT)
     assert not server.requests
     plain = server.say
-    server.say = lambda body: refusal(400, "hneurons is no JSON") if "no s" in str(body["vllm_xargs"]) else plain(body)
+    server.say = lambda body: (
+        refusal(400, "hneurons is no JSON") if NONSENSE in str(body["vllm_xargs"]) else plain(body)
+    )
     engine(model, server, dial=True).sample(turned, SHORT)
     assert server.requests[1]["vllm_xargs"] == {"hneurons": '{"alpha": 0.5}'}
 

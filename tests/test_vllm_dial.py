@@ -229,6 +229,12 @@ def test_neurons_that_are_silent_in_the_test_are_no_fault(caplog: pytest.LogCapt
     assert "can't tell" in caplog.text
 
 
+def test_a_card_without_h_neurons_is_read_and_nobody_calls_them_silent(caplog: pytest.LogCaptureFixture):
+    read = CARD.model_copy(update={"neurons": [n for n in CARD.neurons if n.weight < 0]})
+    assert started(read).compile_or_warm_up_model() == "warm"
+    assert "silent" not in caplog.text
+
+
 def test_a_rank_without_neurons_of_the_card_runs_the_test_as_well():
     """The other ranks wait for its part of every sum."""
     own = CARD.model_copy(update={"neurons": [n for n in CARD.neurons if n.index < fake.WIDTH // 2]})

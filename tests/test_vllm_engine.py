@@ -11,8 +11,8 @@ import pytest
 
 import tiny
 from hneurons.answers import vllm as engine_module
-from hneurons.answers.engine import OtherEngine, Request, Sampling, seed_of
-from hneurons.answers.vllm import CONTEXT, CPU_BLOCK, CPU_CACHE, NONSENSE, VLLMEngine, arguments
+from hneurons.answers.engine import NONSENSE, OtherEngine, Request, Sampling, seed_of
+from hneurons.answers.vllm import CONTEXT, CPU_BLOCK, CPU_CACHE, VLLMEngine, arguments
 from hneurons.errors import (
     MissingExtraError,
     NumericError,

@@ -14,6 +14,8 @@ from hneurons.types import Question, Response
 
 EXTENSION = "hneurons"
 """Key of this package's settings among those of a request to vLLM, and of its results in a reply."""
+NONSENSE = "no settings"
+"""What this package's plugin refuses under that key; a vLLM without the plugin ignores it."""
 WORKER = "hneurons.vllm.worker.Extension"
 """vLLM's `worker_extension_cls`, where contributions are to be measured in its workers."""
 CLOSING = 32

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from hneurons.answers.completion import Choice, Completion
 from hneurons.answers.connection import Connection, Failure, each
 from hneurons.answers.endpoint import endpoint
-from hneurons.answers.engine import EXTENSION, Request, Sampling, seed_of
+from hneurons.answers.engine import EXTENSION, NONSENSE, Request, Sampling, seed_of
 from hneurons.answers.text import decode
 from hneurons.answers.transcript import Transcript
 from hneurons.errors import ServiceError, UsageError
@@ -151,7 +151,7 @@ class OpenAIEngine:
 
     def _check_plugin(self, connection: Connection) -> None:
         """Ask for nonsense: a server without the plugin ignores it, as it would every alpha."""
-        more, failure = {"vllm_xargs": {EXTENSION: "no settings"}}, None
+        more, failure = {"vllm_xargs": {EXTENSION: NONSENSE}}, None
         try:
             connection.client.completions.create(model=self._served, prompt="a", max_tokens=1, extra_body=more)
         except connection.openai.OpenAIError as error:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from hneurons.answers.engine import EXTENSION, WORKER, Request, Sampling, seed_of
+from hneurons.answers.engine import EXTENSION, NONSENSE, WORKER, Request, Sampling, seed_of
 from hneurons.answers.transcript import Transcript
 from hneurons.errors import (
     HNeuronsError,
@@ -212,8 +212,6 @@ class VLLMEngine:
         return self._transcript.cut(request, tokens, logprobs, made.finish_reason)
 
 
-NONSENSE = "no settings"
-"""What the plugin refuses."""
 UNTOLD = ("trust_remote_code", "hf_token")
 """Arguments of vLLM that a run doesn't record: said elsewhere, or secret."""
 FIXED = frozenset(

@@ -15,6 +15,7 @@ from hneurons.live.jobs import Done, Event, Failed, Job, Listener, Service
 from hneurons.live.monitor import Monitor
 from hneurons.live.prompts import chat_text, context_of
 from hneurons.live.row import Row
+from hneurons.memory import ran_out
 from hneurons.models.load import StudyModel
 from hneurons.neurons.card import Card
 from hneurons.neurons.dial import checked_alpha
@@ -146,7 +147,7 @@ class BatchService:
                     batch.step(new)
                 except Exception as error:
                     log.exception("A forward pass failed")
-                    memory = "out of memory" in str(error).lower()
+                    memory = ran_out(error)
                     for row in {id(row): row for row in (*batch.drop(), *new)}.values():
                         row.fail("The machine is out of memory." if memory else "The model failed on this batch.")
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hneurons.answers.engine import Engine, Request, Sampling
 from hneurons.answers.hf import HFEngine
+from hneurons.memory import ran_out
 from hneurons.models.load import StudyModel
 from hneurons.neurons.scaling import scale
 from hneurons.types import NeuronId, Response
@@ -73,7 +74,7 @@ def sample(engine: Engine, requests: Sequence[Request], sampling: Sampling) -> l
     try:
         return engine.sample(requests, sampling)
     except RuntimeError as error:  # torch.OutOfMemoryError is one
-        if "out of memory" not in str(error).lower() or len(requests) == 1:
+        if not ran_out(error) or len(requests) == 1:
             raise
     # Outside of the handler, which would keep the tensors of the failed pass alive.
     half = len(requests) // 2

@@ -95,6 +95,7 @@ class Turner:
         self._plan: _Plan | None = None
         self._scored: OrderedDict[str, _Scored] = OrderedDict()
         self._kept = 0
+        self._turns = bool(card.h_neurons)
         self._parts = [part for down in find_downs(runner.model, card.model.layout) if (part := _part(down, card))]
         for part in self._parts:
             part.down.module.register_forward_pre_hook(self._before(part), prepend=True)
@@ -238,6 +239,8 @@ class Turner:
             raise UnsupportedModelError(
                 f"{plan.calls} of {len(self._parts)} hooks were called when vLLM ran the model.", "Start it eager."
             )
+        if not self._turns:
+            return  # a card whose neurons are read alone
         if not active:
             logging.getLogger(__name__).warning(
                 "The card's H-Neurons were silent in the start-up test, which so can't tell whether turning them works."
