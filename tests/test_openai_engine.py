@@ -197,6 +197,18 @@ def test_log_probabilities_as_llama_cpp_has_them(model: Outline, server: Complet
     assert response.logprobs == tuple(-0.5 - i for i in range(len(ids)))
 
 
+def test_a_server_that_refuses_ids_must_have_the_name_whatever_it_tells(model: Outline, server: CompletionsServer):
+    """It may have refused them because they are another model's."""
+    ids = [*model.tokenizer.encode(PARIS, add_special_tokens=False), 2]
+    told = {"content": [{"id": token, "logprob": -0.5} for token in ids]}
+    reply = {"choices": [{"text": PARIS, "logprobs": told, "finish_reason": "stop"}], "usage": {"completion_tokens": 0}}
+    server.say = lambda body: (200, reply) if isinstance(body["prompt"], str) else refusal(400, "token out of range")
+    assert engine(model, server).sample(ASKED[:1], SHORT)[0].text == PARIS
+    server.names = ["another"]
+    with pytest.raises(ServiceError, match=r"serves 'another'.*--served-model another"):
+        engine(model, server).sample(ASKED[:1], SHORT)
+
+
 def test_a_server_that_takes_ids_and_tells_none_must_have_the_name_too(model: Outline, server: CompletionsServer):
     """Another model writes something to any ids."""
     server.say = lambda _: completion(PARIS, [-0.5])
