@@ -335,6 +335,23 @@ def test_what_vllm_raises_while_it_samples_is_one_line(outline: Outline, fakes: 
     assert "same command again" in caught.value.remedy
 
 
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_vllm_that_was_interrupted_is_started_again(outline: Outline, fakes: Fakes, error: type[BaseException]):
+    """Otherwise it would answer what it was asked then, among the next call's requests."""
+    fine, engine = fakes.say, VLLMEngine(outline, start=fakes)
+
+    def fail(prompt: Any, wanted: Any) -> Any:
+        raise error
+
+    fakes.say = fail
+    with pytest.raises(BaseException) as caught:
+        engine.sample(ASKED, SHORT)
+    assert caught.type in (ServiceError, error)
+    fakes.say = fine
+    assert len(engine.sample(ASKED, SHORT)) == len(ASKED)
+    assert [started.closed for started in fakes.started] == [True, False]
+
+
 def test_without_vllm_the_extra_is_named(outline: Outline, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(MissingExtraError, match=r"hneurons\[vllm\]"):

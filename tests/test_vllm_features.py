@@ -34,15 +34,17 @@ def worker(rank: int = 0, ranks: int = 1, *, bias: bool = False) -> tuple[fake.R
     return runner, pooler
 
 
-def ask(runner: fake.Runner, passages: Sequence[Passage] = PASSAGES) -> None:
-    for row, passage in enumerate(passages):
+def ask(runner: fake.Runner, passages: Sequence[Passage] = PASSAGES, first: int = 0) -> None:
+    for number, passage in enumerate(passages, first):
         ranges = [runs(passage.mask(region)) for region in REGIONS]
-        extra: dict[str, Any] = {KEY: {"row": row, "ranges": ranges}}
-        runner.add(passage.name, [*passage.ids, 0, 0], len(passage.ids), **extra)
+        extra: dict[str, Any] = {KEY: {"number": number, "ranges": ranges}}
+        name = f"{passage.name}{first or ''}"
+        runner.add(name, [*passage.ids, 0, 0], len(passage.ids), **extra)
 
 
-def joined(*workers: Pooler) -> np.ndarray:
-    return join([each.take(len(PASSAGES)) for each in workers], PASSAGES, fake.LAYOUT, len(REGIONS)).dense()
+def joined(*workers: Pooler, first: int = 0) -> np.ndarray:
+    numbers = range(first, first + len(PASSAGES))
+    return join([each.take(numbers) for each in workers], PASSAGES, fake.LAYOUT, len(REGIONS)).dense()
 
 
 def expected() -> np.ndarray:
@@ -107,6 +109,15 @@ def test_a_preempted_request_begins_anew():
     runner.computed["a"] = 0
     runner.step({"a": 7})
     np.testing.assert_allclose(joined(pooler), expected(), rtol=1e-4, atol=1e-6)
+
+
+def test_requests_that_an_interrupted_call_left_behind_change_nothing():
+    runner, pooler = worker()
+    ask(runner, PASSAGES[::-1])
+    runner.step({"c": 2, "b": 1})
+    ask(runner, first=10)
+    runner.step({"a10": 7, "a": 7, "b10": 5, "b": 4, "c10": 3, "c": 1})
+    np.testing.assert_allclose(joined(pooler, first=10), expected(), rtol=1e-4, atol=1e-6)
 
 
 def test_a_prefix_that_vllm_took_from_its_cache_is_refused():

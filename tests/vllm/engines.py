@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,17 @@ def features(told: dict[str, Any], folder: Path) -> Any:
     again = SamplingParams(temperature=0.0, max_tokens=1)
     prompts = [{"prompt_token_ids": list(passage.ids)} for group in groups for passage in group]
     cached = [[output.num_cached_tokens for output in llm.generate(prompts, again, use_tqdm=False)] for _ in range(2)]
+    # Interrupted, it leaves its requests behind, which are read with the next ones.
+    step = llm.llm_engine.step
+
+    def stop() -> Any:
+        llm.llm_engine.step = step
+        raise KeyboardInterrupt
+
+    llm.llm_engine.step = stop
+    with suppress(KeyboardInterrupt):
+        list(extractor.many(groups[::-1]))
+    assert llm.llm_engine.has_unfinished_requests()
     paths = []
     for number, found in enumerate(extractor.many(groups)):
         paths.append(str(folder / f"{number}.npy"))
@@ -128,8 +140,12 @@ def engine(told: dict[str, Any], folder: Path) -> Any:
 
 
 def memory(told: dict[str, Any], folder: Path) -> Any:
-    """What sampling and measuring say when the process gets no more memory; and responses once it does again."""
-    import resource
+    """What sampling and measuring say when the forward pass gets no more memory; and responses once it does again.
+
+    The pass asks for more than there is, at a place of its own. A limit of the process instead makes whatever asks
+    first fail, and some libraries of C end the process then.
+    """
+    import torch
 
     from hneurons.answers.engine import Request, Sampling
     from hneurons.answers.vllm import VLLMEngine
@@ -141,25 +157,26 @@ def memory(told: dict[str, Any], folder: Path) -> Any:
 
     outline = load_outline(told["model"], device="cpu")
     made = VLLMEngine(outline, {"kv_cache_memory_bytes": 200_000_000}, check=check_engine)
-    asked = [Request(Question(q, q, ("x",)), sample) for q in told["questions"] for sample in range(told["samples"])]
+    asked = [Request(Question(q, q, ("x",)), 0) for q in told["questions"]]
     sampling = Sampling(temperature=0.0, max_new_tokens=told["tokens"])
     extractor = VLLMExtractor(made.llm, outline.layout, REGIONS)
-    made.sample(asked[:1], sampling)
     passages = [Passage(str(n), tuple(outline.prompt_ids(r.said)), 3, (0, 1)) for n, r in enumerate(asked)]
+
+    def want_more(*_: Any) -> None:
+        torch.empty(1 << 60, dtype=torch.uint8)
+
     said = {}
     for name, work in {
         "measured": lambda: list(extractor.many([passages])), "sampled": lambda: made.sample(asked, sampling)
     }.items():  # fmt: skip
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + told["left"], resource.RLIM_INFINITY))
+        made.llm.apply_model(lambda model: model.register_forward_pre_hook(want_more))
         try:
             work()
             said[name] = "nothing"
         except Exception as error:
             said[name] = f"{type(error).__name__}: {error}"
-        finally:
-            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    made.close()
+        if name == "measured":
+            made.close()
     found = made.sample(asked[:1], sampling)
     made.close()
     return {"said": said, "after": [to_json(response) for response in found]}

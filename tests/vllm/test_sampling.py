@@ -158,13 +158,13 @@ def test_a_study_that_vllm_measures_is_that_of_transformers(demo: StudyModel, gr
 
 
 def test_no_memory_left_is_one_line_and_the_work_goes_on_after_it(play: Play, demo: StudyModel):
-    """In a process whose memory is limited while it measures, and while it samples."""
+    """Of a forward pass that asks for more than there is while it measures, and while it samples."""
     questions = [request.question.question for request in sampling.requests()]
-    told = {"model": sampling.NAME, "questions": questions, "samples": 8, "tokens": 24, "left": 4 << 20}
-    made = play("memory", told, VLLM_ENABLE_V1_MULTIPROCESSING="0", MALLOC_MMAP_THRESHOLD_="65536")
+    told = {"model": sampling.NAME, "questions": questions, "tokens": 24}
+    made = play("memory", told, VLLM_ENABLE_V1_MULTIPROCESSING="0")
     for done, line in made["said"].items():
         assert line.startswith(f"ServiceError: vLLM failed while it {done}: "), line
-        assert "memory" in line
+        assert "allocate memory" in line
         assert "\n" not in line
     asked = [Request(Question(questions[0], questions[0], ("x",)), 0)]
     (expected,) = HFEngine(demo).sample(asked, sampling.GREEDY)

@@ -42,7 +42,7 @@ Start = Callable[[dict[str, Any]], Any]
 
 
 class VLLMEngine:
-    """Samples with vLLM. The model is loaded when the first response is asked for, and again after `close`.
+    """Samples with vLLM. The model is loaded for the first response, and again after `close` or a failure.
 
     Args:
         model: the model under study; its outline is enough (see `load_outline`).
@@ -168,8 +168,14 @@ class VLLMEngine:
         self._check_length(max(len(prompt["prompt_token_ids"]) for prompt in prompts), sampling)
         wanted = [self._wanted(request, sampling) for request in requests]
         llm = self.llm
-        with one_line("sampled"):
-            found = llm.generate(prompts, wanted, use_tqdm=False)
+        try:
+            with one_line("sampled"):
+                found = llm.generate(prompts, wanted, use_tqdm=False)
+        except BaseException:
+            # What was asked is still there: vLLM would answer it among the next call's requests, or never.
+            del llm
+            self.close()
+            raise
         return [self._response(request, output) for request, output in zip(requests, found, strict=True)]
 
     def _prompt(self, request: Request) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class VLLMExtractor:
         Raises:
             UsageError: a passage fills the engine's context, or the hooks didn't see all of it.
             NumericError: an activation is NaN or infinite; names layer and passage.
-            ServiceError: vLLM fails.
+            ServiceError: vLLM fails; it may have to be started again.
         """
         for group in groups:
             yield self._measure(group)
@@ -76,20 +76,22 @@ class VLLMExtractor:
                     "one of them generated.",
                     "Raise it with --engine-arg max_model_len=..., or leave that question out.",
                 )
+        # A call that was interrupted leaves its requests, which vLLM reads with the next call's.
+        numbered = [(next(_numbers), passage) for passage in passages]
         wanted = [
             sampling(
                 max_tokens=1,
                 temperature=0.0,
                 detokenize=False,
                 # Not the default alpha of a plugin that may be there.
-                extra_args={KEY: {"row": row, "ranges": ranges}, EXTENSION: {"alpha": 1.0}},
+                extra_args={KEY: {"number": number, "ranges": self._ranges(passage)}, EXTENSION: {"alpha": 1.0}},
             )
-            for row, ranges in enumerate(self._ranges(passage) for passage in passages)
+            for number, passage in numbered
         ]
-        prompts = [{"prompt_token_ids": list(p.ids), "cache_salt": f"measured {next(_numbers)}"} for p in passages]
+        prompts = [{"prompt_token_ids": list(p.ids), "cache_salt": f"measured {number}"} for number, p in numbered]
         with one_line("measured"):
             self._llm.generate(prompts, wanted, use_tqdm=False)
-            shards = self._llm.collective_rpc("hneurons_pooled", args=(len(passages),))
+            shards = self._llm.collective_rpc("hneurons_pooled", args=([number for number, _ in numbered],))
             return join(shards, passages, self.layout, len(self.regions))
 
     def _ranges(self, passage: Passage) -> list[list[list[int]]]:

@@ -21,7 +21,7 @@ from hneurons.vllm.locate import Down
 from hneurons.vllm.rows import Rows
 
 KEY = "hneurons_regions"
-"""Of the extra argument that has a request measured: `{"row": number, "ranges": ranges of each region}`."""
+"""Of the extra argument that has a request measured: `{"number": its, "ranges": ranges of each region}`."""
 
 
 @dataclass
@@ -69,11 +69,11 @@ class Pooler:
 
     def _request(self, rows: Rows) -> _Measured:
         told = rows.settings[KEY]
-        own = self._found.get(told["row"])
+        own = self._found.get(told["number"])
         if own is None or rows.first == 0:  # a request that was preempted begins anew
             length = len(rows.state.prompt_token_ids)
             own = _Measured(length, weights_of(told["ranges"], length), [None] * len(self.downs))
-            self._found[told["row"]] = own
+            self._found[told["number"]] = own
         if rows.first != own.done:
             own.problem = f"vLLM skipped tokens {own.done} to {rows.first}"
         return own
@@ -99,15 +99,18 @@ class Pooler:
             before = own.sums[position]
             own.sums[position] = part if before is None else before + part
 
-    def take(self, count: int) -> bytes:
-        """Rows 0 to `count` as bytes, and forget them: a line of JSON, then float32 (rows, regions, neurons)."""
+    def take(self, numbers: Sequence[int]) -> bytes:
+        """A row of each of these requests as bytes: a line of JSON, then float32 (rows, regions, neurons).
+
+        All requests are forgotten.
+        """
         head: dict[str, Any] = {
             "blocks": [[down.layer, down.start, down.size] for down in self.downs],
             "problems": {},
         }
         parts: list[bytes] = []
-        for row in range(count):
-            own = self._found.pop(row, None)
+        for row, number in enumerate(numbers):
+            own = self._found.get(number)
             missing = own is None or any(each is None for each in own.sums)
             if own is None or missing or own.problem or own.done < own.length:
                 head["problems"][row] = (own and own.problem) or "the hooks were not called for all of its tokens"

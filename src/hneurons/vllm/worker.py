@@ -33,7 +33,7 @@ class Extension:
             worker._hneurons_pooler = pooler
         return json.dumps(None)
 
-    def hneurons_pooled(self, count: int) -> bytes:
+    def hneurons_pooled(self, numbers: list[int]) -> bytes:
         """`Pooler.take`."""
         worker: Any = self
-        return worker._hneurons_pooler.take(count)
+        return worker._hneurons_pooler.take(numbers)
