@@ -140,7 +140,7 @@ def test_an_endpoint_that_fails_is_an_error(server: LLMServer, client: LLMClient
 def test_an_endpoint_that_stumbles_is_asked_again(trouble: Any, server: LLMServer, tmp_path: Path):
     pytest.importorskip("openai", reason="needs the extra `judge`")
     server.script = in_turn(trouble, Say('{"verdict": "declines"}'))
-    with LLMClient(Endpoint(model="m", base_url=server.url, timeout=0.5, retries=2), tmp_path) as client:
+    with LLMClient(Endpoint(model="m", base_url=server.url, timeout=1.5, retries=2), tmp_path) as client:
         judge = BENCHMARKS["jailbreak"].llm_judge(client)
         assert judge is not None
         assert judge.judge_many([case(BENCHMARKS["jailbreak"])]) == [R]

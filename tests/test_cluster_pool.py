@@ -162,7 +162,7 @@ def test_one_that_cant_load_is_left_out():
     with nodes.pool(2) as pool:
         assert results([pool.submit(say_number(str(i))) for i in range(4)])
         assert pool.about().node == "node1"
-    assert "Going on with a replica less: Node 0 has no model. Put it there." in nodes.said
+        wait_for(lambda: "Going on with a replica less: Node 0 has no model. Put it there." in nodes.said)
 
 
 def test_a_replica_in_place_of_a_lost_one_does_not_go_where_the_model_cant_be_loaded():

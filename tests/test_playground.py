@@ -27,11 +27,14 @@ from hneurons.live.textstream import TextStream  # noqa: E402
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+expect.set_options(timeout=30_000)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
 HOSTILE = (
     '<img src=x onerror="window.hurt=1"><script>window.hurt=1</script> \u202etxt.exe\u202c &amp; שלום </p><b>bold</b>'
 )
+PATIENCE = 30
+"""Seconds that a browser which starts on a busy machine is waited for."""
 KEY = "s3cret"
 VERDICT = "Not supported: 32 H-Neurons predict with AUROC 0.781 [0.718, 0.839], <b>but</b> add nothing."
 MEDICINE = "Which disease is the medicine relvotinel used to treat?"
@@ -97,7 +100,7 @@ def open_page(browser: Browser, served: Served) -> Iterator[Open]:
         context = browser.new_context(**options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(8000)
+        page.set_default_timeout(PATIENCE * 1000)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda said: problems.append(said.text) if unexpected(said) else None)
         page.on("request", lambda request: None if request.url.startswith(url) else problems.append(request.url))
@@ -241,8 +244,12 @@ def test_a_conversation_is_retried_and_cleared(open_page: Open, served: Served):
 
 
 @pytest.mark.parametrize("how", ["button", "Escape"])
-def test_stop(open_page: Open, served: Served, how: str):
-    page = open_page()
+def test_stop(open_page: Open, how: str):
+    with serving(ServerSettings(verdict=VERDICT), delay=0.03) as served:
+        stop(open_page(served.url), served, how)
+
+
+def stop(page: Page, served: Served, how: str) -> None:
     page.get_by_label("Max tokens").fill("256")
     ask(page, "Count.")
     page.wait_for_selector(".t.known >> nth=3")
@@ -261,7 +268,7 @@ def test_stop(open_page: Open, served: Served, how: str):
 
 
 def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 8
+    deadline = time.monotonic() + PATIENCE
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -343,7 +350,11 @@ def test_policies(open_page: Open, served: Served, policy: str, said: str, note:
 
 
 def test_the_page_follows_what_is_written_until_the_reader_looks_elsewhere(open_page: Open):
-    page = open_page(viewport={"width": 360, "height": 600})
+    with serving(ServerSettings(verdict=VERDICT), delay=0.015) as served:
+        look_elsewhere(open_page(served.url, viewport={"width": 360, "height": 600}))
+
+
+def look_elsewhere(page: Page) -> None:
     page.get_by_label("Max tokens").evaluate("e => { e.value = 250; e.dispatchEvent(new Event('change')); }")
     example = page.locator("#chat-examples").get_by_role("button", name="What is the capital of France?")
     example.click()  # far down the page, which gets shorter
@@ -355,8 +366,8 @@ def test_the_page_follows_what_is_written_until_the_reader_looks_elsewhere(open_
     page.mouse.move(4, 300)
     page.mouse.wheel(0, -300)
     answered(page, 3)
-    beyond = page.evaluate("document.getElementById('chat').getBoundingClientRect().bottom - window.innerHeight")
-    assert beyond > 100  # the end lies below the view
+    beyond = "document.getElementById('chat').getBoundingClientRect().bottom - window.innerHeight"
+    until(lambda: page.evaluate(beyond) > 100)  # the end lies below the view
 
 
 def test_side_by_side(open_page: Open, served: Served):
@@ -437,7 +448,8 @@ def test_a_server_with_a_token(open_page: Open):
         expect(page.locator(".reply")).to_contain_text("The server answers only with its token.")
 
 
-def test_a_busy_server(open_page: Open):
+def test_a_busy_server(open_page: Open, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("hneurons.live.faults.RETRY_SECONDS", 9)
     with serving(ServerSettings(), delay=0.03, max_batch=1, max_waiting=1) as busy:
         page = open_page(busy.url)
         page.get_by_role("tab", name="Side by side").click()
@@ -446,7 +458,9 @@ def test_a_busy_server(open_page: Open):
         waiting = page.locator(".reply", has_text=re.compile(r"The server is busy. Trying again in \d s."))
         expect(waiting.first).to_be_visible()
         until(lambda: busy.service.running + busy.service.waiting == 0)
-        waiting.first.get_by_role("button", name="Try now").click()
+        while (again := page.get_by_role("button", name="Try now")).count():
+            again.first.click()
+            until(lambda: busy.service.running + busy.service.waiting == 0)
         expect(page.locator(".reply .headline .risk")).to_have_count(3)
         answered(page, 3)
 

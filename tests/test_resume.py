@@ -125,21 +125,25 @@ def test_the_card_has_neurons_and_metrics(whole: tuple[Path, float]):
 def test_killed_at_random_moments(whole: tuple[Path, float], tmp_path: Path):
     out, rng = tmp_path / "out", random.Random(7)
     killed: list[str] = []
+    share = 0.35  # of the time that the first run took, when nothing was in any cache
     while len(killed) < 5:
         ready = Path(f"{out}.ready")
         ready.unlink(missing_ok=True)
         child = begin(work, str(out))
         while not ready.exists():
             time.sleep(0.005)
-        child.join(rng.uniform(0.02, 0.35) * whole[1])
+        child.join(rng.uniform(0.02, share) * whole[1])
         if child.exitcode is not None:
-            break
+            if len(killed) >= 3:
+                break
+            shutil.rmtree(out)
+            killed, share = [], share / 2
+            continue
         assert child.pid
         os.kill(child.pid, signal.SIGKILL)
         child.join()
         assert child.exitcode == KILLED
         killed.append(next((name for name, now in state(out).items() if now == "running"), "before"))
-    assert len(killed) >= 3
     finish(out)
     check_same(out, whole[0])
 

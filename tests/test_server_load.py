@@ -117,7 +117,7 @@ def test_jobs_that_are_cancelled_before_they_are_handed_in():
 def test_a_silent_stream_is_kept_alive(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("hneurons.live.answering.KEEP_ALIVE_SECONDS", 0.05)
     held = {"hneurons": {"policy": {"action": "abstain"}}}
-    with live(FakeService(delay=0.03)) as server:
+    with live(FakeService(delay=0.1)) as server:
         response = server.post({"model": NAME, "messages": SAY, "stream": True, **held})
         assert response.text.startswith(": still here\n\n")
         with server.openai() as client:
@@ -219,7 +219,7 @@ def begun(url: str, tokens: int) -> tuple[threading.Thread, list[str]]:
 def test_sigterm_finishes_what_was_begun_and_begins_nothing_new():
     with process("--delay", "0.02") as (running, url), httpx.Client(base_url=url, trust_env=False) as client:
         assert client.get("/health").json() == {"status": "ok"}
-        reader, lines = begun(url, 40)
+        reader, lines = begun(url, 200)
         wait_for(lambda: "hneurons_running 1.0" in client.get("/metrics").text)
         running.send_signal(signal.SIGTERM)
         wait_for(lambda: client.get("/health").status_code == 503)

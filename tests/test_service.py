@@ -222,7 +222,7 @@ def test_a_cancelled_job_ends_and_others_go_on(waiting: bool):
 
 
 def _soon(condition: Any) -> bool:
-    for _ in range(200):
+    for _ in range(3000):
         if condition():
             return True
         time.sleep(0.01)

@@ -57,6 +57,18 @@ def test_why_names_the_neurons_of_the_last_answer(service: BatchService):
         assert f"{value:+.3f}  layer {neuron.layer}, neuron {neuron.index}" in shown
 
 
+def test_why_says_nothing_of_an_answer_that_was_stopped(service: BatchService, monkeypatch: pytest.MonkeyPatch):
+    chat, _ = talk(service, ["Who?"])
+    assert chat.last is not None
+
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat, "_show", stopped)
+    chat.say("Where?")
+    assert chat.last is None
+
+
 def test_wrong_commands_are_answered_and_the_chat_goes_on(service: BatchService):
     chat, shown = talk(
         service, ["/alpha minus", "/alpha -1", "/alpha nan", "/nope", "", "word " * 300, "Who?", "/quit", "x"]

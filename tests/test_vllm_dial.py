@@ -126,6 +126,35 @@ def test_a_preempted_response_is_scored_once():
     assert np.isfinite(found.scores).all()
 
 
+@pytest.mark.parametrize("preempted", [False, True])
+def test_a_long_response_is_kept_in_few_tensors(monkeypatch: pytest.MonkeyPatch, preempted: bool):
+    """What a pass leaves for a response keeps the tensor of the whole pass, and so does its prompt a list."""
+    monkeypatch.setattr("hneurons.vllm.dial.JOINED", 4)
+    ids = [3 + n % 30 for n in range(80)]
+    (runner, turner), name = worker(), "a-12345678"
+    runner.add(name, ids, 60, hneurons=told(monitor=True))
+    runner.step({name: 60})
+    for number in range(20):
+        if preempted and number == 10:
+            runner.computed[name] = 0
+            runner.step({name: 60})
+            runner.step({name: 10})
+        runner.step({name: 1})
+    own = turner._scored[name]
+    assert len(own.ids) == len(own.scores) <= 4
+    runner.add("b-12345678", [3, 4, 5], 1, hneurons=told(monitor=True))
+    del runner.requests[name]
+    runner.step({"b-12345678": 3})
+    assert len(own.ids) == len(own.scores) == 1
+    found = gathered([turner.take(["a"])], CARD.probe.intercept)["a", 0]
+    assert found.prompt == tuple(ids[28:60])
+    assert found.ids == tuple(ids[60:])
+    shares = fake.contributions(ids[60:])
+    expected = sum(shares[:, 8 * layer + index] * weight for layer, index, weight in NEURONS) - 0.25
+    np.testing.assert_allclose(found.scores, expected, rtol=1e-5)
+    runner.step({})  # and nobody looks for what was taken
+
+
 def test_results_that_nobody_fetches_do_not_pile_up(monkeypatch: pytest.MonkeyPatch):
     runner, turner = worker()
     monkeypatch.setattr("hneurons.vllm.dial.KEPT", 60)

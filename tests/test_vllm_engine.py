@@ -2,14 +2,17 @@
 
 import json
 import sys
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import Queue
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 import tiny
+from hneurons.answers import calls
 from hneurons.answers import vllm as engine_module
 from hneurons.answers.engine import NONSENSE, OtherEngine, Request, Sampling, seed_of
 from hneurons.answers.vllm import CONTEXT, CPU_BLOCK, CPU_CACHE, VLLMEngine, arguments
@@ -42,6 +45,8 @@ class FakeLLM:
     say: Any
     plugin: bool = True
     closed: bool = False
+    dead: bool = False
+    left: list[str] = field(default_factory=list)
     calls: list[tuple[list[Any], list[Any]]] = field(default_factory=list)
 
     @property
@@ -49,7 +54,14 @@ class FakeLLM:
         return SimpleNamespace(
             model_config=SimpleNamespace(max_model_len=self.args["max_model_len"]),
             vllm_config="its configuration",
-            engine_core=SimpleNamespace(shutdown=lambda: setattr(self, "closed", True)),
+            engine_core=SimpleNamespace(
+                shutdown=lambda: setattr(self, "closed", True),
+                resources=SimpleNamespace(engine_dead=self.dead),
+                outputs_queue=Queue(),
+                utility_results={},
+            ),
+            output_processor=SimpleNamespace(request_states=dict.fromkeys(self.left)),
+            abort_request=lambda names, internal: [self.left.remove(name) for name in names],
         )
 
     def generate(self, prompts: list[Any], settings: list[Any], use_tqdm: bool) -> list[Any]:
@@ -58,6 +70,8 @@ class FakeLLM:
                 raise ValueError("hneurons is no JSON")
             return []
         self.calls.append((prompts, settings))
+        assert not self.left, "it would answer those as well"
+        self.left += [str(number) for number in range(len(prompts))]
         made = []
         for prompt, wanted in zip(prompts, settings, strict=True):
             ids, reason, logprob = self.say(prompt, wanted)
@@ -65,6 +79,7 @@ class FakeLLM:
             made.append(
                 SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids, logprobs=places, finish_reason=reason)])
             )
+        self.left.clear()
         return made
 
 
@@ -336,20 +351,61 @@ def test_what_vllm_raises_while_it_samples_is_one_line(outline: Outline, fakes: 
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_vllm_that_was_interrupted_is_started_again(outline: Outline, fakes: Fakes, error: type[BaseException]):
-    """Otherwise it would answer what it was asked then, among the next call's requests."""
+@pytest.mark.parametrize("dead", [False, True])
+def test_after_a_call_that_was_broken_off_the_next_one_is_answered_alone(
+    outline: Outline, fakes: Fakes, error: type[BaseException], dead: bool
+):
     fine, engine = fakes.say, VLLMEngine(outline, start=fakes)
 
     def fail(prompt: Any, wanted: Any) -> Any:
+        fakes.started[0].dead = dead
         raise error
 
     fakes.say = fail
     with pytest.raises(BaseException) as caught:
         engine.sample(ASKED, SHORT)
-    assert caught.type in (ServiceError, error)
+    assert caught.type is (ServiceError if error is RuntimeError else error)
     fakes.say = fine
     assert len(engine.sample(ASKED, SHORT)) == len(ASKED)
+    assert [started.closed for started in fakes.started] == ([True, False] if dead else [False])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_check_that_was_broken_off_is_made_again(outline: Outline, fakes: Fakes, error: type[BaseException]):
+    """Else every alpha would answer as 1, or nothing be measured."""
+    checked = []
+
+    def check(config: Any) -> None:
+        checked.append(config)
+        if len(checked) == 1:
+            raise error
+
+    engine = VLLMEngine(outline, check=check, start=fakes)
+    with pytest.raises(error):
+        engine.sample(ASKED, SHORT)
+    assert engine.sample(ASKED, SHORT)
+    assert len(checked) == 2
     assert [started.closed for started in fakes.started] == [True, False]
+
+
+@pytest.mark.parametrize("waits", ["for outputs", "for a worker's reply"])
+def test_whoever_waits_for_a_process_that_was_killed_is_told(monkeypatch: pytest.MonkeyPatch, waits: str):
+    """vLLM notes that it is gone, and goes on waiting."""
+    monkeypatch.setattr(calls, "LOOK", 0.01)
+    llm: Any = FakeLLM({"max_model_len": 1}, None)
+    core = llm.llm_engine.engine_core
+    replies = core.utility_results[1] = Future()
+    engine = SimpleNamespace(engine_core=core, output_processor=SimpleNamespace(request_states={}))
+    core.resources.engine_dead = True
+
+    def wait() -> None:
+        with calls.calling(SimpleNamespace(llm_engine=engine), "sampled"):
+            if waits == "for outputs":
+                raise core.outputs_queue.get(timeout=30)
+            replies.result(timeout=30)
+
+    with pytest.raises(ServiceError, match="while it sampled: ChildProcessError: its process ended"):
+        wait()
 
 
 def test_without_vllm_the_extra_is_named(outline: Outline, monkeypatch: pytest.MonkeyPatch):

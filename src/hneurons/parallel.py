@@ -29,7 +29,10 @@ def worker_count(device: torch.device) -> int:
 
 @contextmanager
 def workers(device: torch.device, *, alone: bool = False, tasks: int | None = None) -> Generator[ThreadPoolExecutor]:
-    """A pool of workers that share the CPU's threads; tasks not begun are dropped when the block fails.
+    """A pool of workers that share the CPU's threads.
+
+    When the block fails, tasks not begun are dropped and those in work are waited for: they would read the model while
+    its hooks come off, and hold their memory while the next try asks for some.
 
     Args:
         device: where the work is done.
@@ -43,7 +46,7 @@ def workers(device: torch.device, *, alone: bool = False, tasks: int | None = No
     try:
         yield pool
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
         raise
     pool.shutdown()
 
@@ -58,9 +61,13 @@ def ordered(
 def in_order(submit: Callable[[Item], Future[Result]], items: Iterable[Item], ahead: int = 8) -> Generator[Result]:
     """Results of what `submit` begins for each item, in order, at most `ahead` of them begun before they are taken."""
     waiting: deque[Future[Result]] = deque()
-    for item in items:
-        waiting.append(submit(item))
-        if len(waiting) >= ahead:
+    try:
+        for item in items:
+            waiting.append(submit(item))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
             yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,6 +31,13 @@ HERE = Path(__file__).parent
 spec = importlib.util.find_spec("vllm")
 if spec is None or spec.origin is None:  # this folder itself may pass for a package of that name
     collect_ignore_glob = ["test_*.py"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Loading vLLM and the model takes its time, several times a test."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.timeout(2400))
 
 
 @pytest.fixture(scope="session")
@@ -101,11 +109,15 @@ def play(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
     def run(part: str, told: dict[str, Any], *, fails: bool = False, **variables: str) -> Any:
         scratch = tmp_path_factory.mktemp(part)
         (scratch / "in.json").write_text(json.dumps(told))
-        done = subprocess.run(
-            [sys.executable, str(HERE / "engines.py"), part, str(scratch)],
-            env={**environment, **variables}, capture_output=True, text=True, timeout=280, check=False,
+        done = subprocess.Popen(
+            [sys.executable, str(HERE / "engines.py"), part, str(scratch)], env={**environment, **variables},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
-        output = done.stdout + done.stderr
+        try:
+            output, _ = done.communicate(timeout=900)
+        except subprocess.TimeoutExpired:  # with what it started
+            os.killpg(done.pid, signal.SIGKILL)
+            raise
         assert (done.returncode != 0) is fails, output[-4000:]
         return output if fails else json.loads((scratch / "out.json").read_text())
 

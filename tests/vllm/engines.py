@@ -169,15 +169,54 @@ def memory(told: dict[str, Any], folder: Path) -> Any:
     for name, work in {
         "measured": lambda: list(extractor.many([passages])), "sampled": lambda: made.sample(asked, sampling)
     }.items():  # fmt: skip
-        made.llm.apply_model(lambda model: model.register_forward_pre_hook(want_more))
+        (hook,) = made.llm.apply_model(lambda model: model.register_forward_pre_hook(want_more))
         try:
             work()
             said[name] = "nothing"
         except Exception as error:
             said[name] = f"{type(error).__name__}: {error}"
-        if name == "measured":
-            made.close()
+        hook.remove()
     found = made.sample(asked[:1], sampling)
+    made.close()
+    return {"said": said, "after": [to_json(response) for response in found]}
+
+
+def killed(told: dict[str, Any], folder: Path) -> Any:
+    """What sampling and measuring say when vLLM's process is killed, and the next call of it; and responses then."""
+    import multiprocessing
+    import threading
+
+    from hneurons.answers.engine import Request, Sampling
+    from hneurons.answers.vllm import VLLMEngine
+    from hneurons.models.outline import load_outline
+    from hneurons.neurons.cett import Passage
+    from hneurons.types import REGIONS, Question, to_json
+    from hneurons.vllm.engine import check_engine
+    from hneurons.vllm.features import VLLMExtractor
+
+    outline = load_outline(told["model"], device="cpu")
+    made = VLLMEngine(outline, {"kv_cache_memory_bytes": 200_000_000}, check=check_engine)
+    asked = [Request(Question(q, q, ("x",)), sample) for q in told["questions"] for sample in range(8)]
+    passages = [[Passage(str(n), tuple(outline.prompt_ids(r.said)), 3, (0, 1))] for n, r in enumerate(asked)]
+    said = []
+    for number in range(2):
+        extractor = VLLMExtractor(made.llm, outline.layout, REGIONS)
+
+        def work(extractor: VLLMExtractor = extractor, number: int = number) -> None:
+            while True:  # whenever it is killed, there is more to do
+                list(extractor.many(passages)) if number else made.sample(asked, Sampling(max_new_tokens=64))
+
+        def once_more(extractor: VLLMExtractor = extractor) -> None:
+            list(extractor.many(passages))
+
+        (process,) = multiprocessing.active_children()
+        threading.Timer(1.5, process.kill).start()
+        for call in (work, once_more):
+            try:
+                call()
+            except Exception as error:
+                said.append(f"{type(error).__name__}: {error}")
+    found = made.sample(asked[:1], Sampling(temperature=0.0, max_new_tokens=24))
     made.close()
     return {"said": said, "after": [to_json(response) for response in found]}
 
@@ -209,7 +248,6 @@ def check(told: dict[str, Any], folder: Path) -> Any:
 
 if __name__ == "__main__":
     part, scratch = sys.argv[1], Path(sys.argv[2])
-    result = {"features": features, "dial": dial, "lora": lora, "engine": engine, "memory": memory, "check": check}[
-        part
-    ](json.loads((scratch / "in.json").read_text()), scratch)
+    parts = (features, dial, lora, engine, memory, killed, check)
+    result = {each.__name__: each for each in parts}[part](json.loads((scratch / "in.json").read_text()), scratch)
     (scratch / "out.json").write_text(json.dumps(result))

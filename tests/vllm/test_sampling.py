@@ -54,6 +54,8 @@ def begin(part: str, folder: Path) -> subprocess.Popen[str]:
     environment = {
         **os.environ, "PYTHONPATH": str(Path(hneurons.__file__).parents[1]), "HF_HUB_OFFLINE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_NO_USAGE_STATS": "1",
+        # To a process of its own requests come one by one, and its first batch is however many are there.
+        **({"VLLM_ENABLE_V1_MULTIPROCESSING": "0"} if part == "study" else {}),
     }  # fmt: skip
     with (folder / "output.txt").open("a") as output:
         return subprocess.Popen(
@@ -63,7 +65,12 @@ def begin(part: str, folder: Path) -> subprocess.Popen[str]:
 
 
 def finish(part: str, folder: Path) -> None:
-    assert begin(part, folder).wait(280) == 0, (folder / "output.txt").read_text()[-4000:]
+    running = begin(part, folder)
+    try:
+        assert running.wait(900) == 0, (folder / "output.txt").read_text()[-4000:]
+    except subprocess.TimeoutExpired:
+        os.killpg(running.pid, signal.SIGKILL)
+        raise
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +129,10 @@ def test_a_study_ends_the_same_when_it_was_killed_while_it_sampled(demo: StudyMo
     begun.wait()
     assert json.loads((killed / "run/run.json").read_text())["stages"]["sample"]["state"] == "running"
     finish("study", killed)
-    # Requests reach vLLM one after the other, so its batches, and with them the last digit, may differ.
+    # The batches of the chunk that was cut, and with them the last digit, may differ.
     for mine, reference in zip(responses(killed), responses(whole), strict=True):
         for name in ("logprobs", "mean_logprob"):
-            np.testing.assert_allclose(mine.pop(name), reference.pop(name), atol=2e-5)
+            np.testing.assert_allclose(mine.pop(name), reference.pop(name), atol=1e-4)
         assert mine == reference
     for name in ("path.json", "neurons.json"):
         assert (killed / "run" / name).read_bytes() == (whole / "run" / name).read_bytes(), name
@@ -165,6 +172,18 @@ def test_no_memory_left_is_one_line_and_the_work_goes_on_after_it(play: Play, de
     for done, line in made["said"].items():
         assert line.startswith(f"ServiceError: vLLM failed while it {done}: "), line
         assert "allocate memory" in line
+        assert "\n" not in line
+    asked = [Request(Question(questions[0], questions[0], ("x",)), 0)]
+    (expected,) = HFEngine(demo).sample(asked, sampling.GREEDY)
+    assert [tuple(response["token_ids"]) for response in made["after"]] == [expected.token_ids]
+
+
+def test_a_vllm_that_is_killed_is_one_line_and_started_again(play: Play, demo: StudyModel):
+    """By the system for want of memory, say. Who calls the one that is gone is told so as well."""
+    questions = [request.question.question for request in sampling.requests()]
+    made = play("killed", {"model": sampling.NAME, "questions": questions})
+    for line, done in zip(made["said"], ("sampled", "measured", "measured", "measured"), strict=True):
+        assert line.startswith(f"ServiceError: vLLM failed while it {done}: "), line
         assert "\n" not in line
     asked = [Request(Question(questions[0], questions[0], ("x",)), 0)]
     (expected,) = HFEngine(demo).sample(asked, sampling.GREEDY)

@@ -102,15 +102,17 @@ class Connection:
 def each(function: Callable[[Item], Result], items: Sequence[Item], at_once: int) -> list[Result]:
     """`function` of each item, in order; `at_once` at a time, equal items once.
 
-    The first error ends it: what is under way is finished, the rest is not begun.
+    The first error ends it: what is under way is finished, the rest is not begun. An interrupt waits for nothing.
     """
     unique = list(dict.fromkeys(items))
     pool = ThreadPoolExecutor(at_once, "ask")
     try:
         futures = {item: pool.submit(function, item) for item in unique}
         done, _ = wait(futures.values(), return_when=FIRST_EXCEPTION)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown(cancel_futures=True)
     for future in futures.values():
         if future in done:
             future.result()

@@ -10,7 +10,9 @@ alpha of each of its rows, in the thread that makes the pass.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 
 import numpy as np
 import torch
@@ -78,13 +80,17 @@ class HFEngine:
         responses: dict[int, Response] = {}
         alone = self.model.is_moved
         tasks = self._tasks(prompts)
+        over = threading.Event()
 
         def decode_part(part: list[int]) -> list[Response]:
-            return self._decode([prompts[position] for position in part], [requests[p] for p in part], sampling)
+            return self._decode([prompts[position] for position in part], [requests[p] for p in part], sampling, over)
 
         with workers(self.model.device, alone=alone, tasks=len(tasks)) as pool:
-            for part, made in zip(tasks, ordered(pool, decode_part, tasks), strict=True):
-                responses.update(zip(part, made, strict=True))
+            try:
+                for part, made in zip(tasks, ordered(pool, decode_part, tasks), strict=True):
+                    responses.update(zip(part, made, strict=True))
+            finally:
+                over.set()  # after an error nobody wants what the others decode, which can take minutes
         return [responses[position] for position in range(len(requests))]
 
     def prepare(self, requests: Sequence[Request]) -> list[Prompt]:
@@ -158,8 +164,13 @@ class HFEngine:
         return prefill(self.model, prompts, self.turn)
 
     @torch.inference_mode()
-    def _decode(self, prompts: list[Prompt], requests: Sequence[Request], sampling: Sampling) -> list[Response]:
-        """Responses to `requests`. Samples of one prompt share a row of the batch until they draw different tokens."""
+    def _decode(
+        self, prompts: list[Prompt], requests: Sequence[Request], sampling: Sampling, over: threading.Event
+    ) -> list[Response]:
+        """Responses to `requests`. Samples of one prompt share a row of the batch until they draw different tokens.
+
+        Once `over` is set nobody wants them any more.
+        """
         place, cache, mask, logits = self._start(list(dict.fromkeys(prompts)))
         random = torch.from_numpy(np.stack([uniforms(sampling, request) for request in requests]))
         budgets = self._budgets(requests, sampling)
@@ -197,6 +208,8 @@ class HFEngine:
             going = [(r, row, t) for r, row, t, on in zip(alive, rows, drawn, running, strict=True) if on]
             if not going or step + 1 == sampling.steps:
                 break
+            if over.is_set():
+                raise CancelledError
             alive = [request for request, _, _ in going]
             rows, fed, mask = part_rows([(row, token) for _, row, token in going], cache, mask)
             alphas = [1.0] * len(mask)

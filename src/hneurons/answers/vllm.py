@@ -11,10 +11,11 @@ import gc
 import json
 import math
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
+from hneurons.answers.calls import calling, is_dead, line
 from hneurons.answers.engine import EXTENSION, NONSENSE, WORKER, Request, Sampling, seed_of
 from hneurons.answers.transcript import Transcript
 from hneurons.errors import (
@@ -42,7 +43,8 @@ Start = Callable[[dict[str, Any]], Any]
 
 
 class VLLMEngine:
-    """Samples with vLLM. The model is loaded for the first response, and again after `close` or a failure.
+    """Samples with vLLM. The model is loaded for the first response, and again after `close`
+    or when its process ended.
 
     Args:
         model: the model under study; its outline is enough (see `load_outline`).
@@ -111,31 +113,31 @@ class VLLMEngine:
             MissingExtraError: vLLM isn't installed.
             UsageError: an argument that it doesn't know, no room for the model, or no plugin for the dial.
         """
+        if self._llm is not None and is_dead(self._llm):
+            self.close()
         if self._llm is None:
             args = {**self._args, **({"worker_extension_cls": WORKER} if self._check else {})}
             self._llm = self._start(arguments(self.model, args, eager=self.dial or bool(self._check)))
-            if self._check:
-                try:
+            try:
+                if self._check:
                     self._check(self._llm.llm_engine.vllm_config)
-                except HNeuronsError:
-                    self.close()
-                    raise
-            if self.dial:
-                self._check_plugin(self._llm)
+                if self.dial:
+                    self._check_plugin(self._llm)
+            except BaseException:
+                self.close()  # the next call checks again
+                raise
         return self._llm
 
     def _check_plugin(self, llm: Any) -> None:
         """Ask for nonsense: without the plugin vLLM ignores it, as it would every alpha."""
         asked = need("vllm", "vllm").SamplingParams(max_tokens=1, detokenize=False, extra_args={EXTENSION: NONSENSE})
         try:
-            with one_line("was asked for the plugin"):
+            with calling(llm, "was asked for the plugin"):
                 llm.generate([{"prompt_token_ids": [0]}], [asked], use_tqdm=False)
         except ServiceError as error:
             if EXTENSION in str(error.__cause__):
                 return
-            self.close()
             raise
-        self.close()
         raise UsageError(
             "This vLLM has no plugin of hneurons at work, so every alpha would answer as 1.",
             "Set HNEURONS_CARD to a card before Python starts; see docs/vllm.md.",
@@ -145,7 +147,8 @@ class VLLMEngine:
         """Stop vLLM and free what it holds; the next call starts it again."""
         llm, self._llm = self._llm, None
         if llm is not None:
-            llm.llm_engine.engine_core.shutdown()
+            with suppress(Exception):  # of a device that failed
+                llm.llm_engine.engine_core.shutdown()
             del llm
             gc.collect()  # of an engine in this process the weights, too
 
@@ -168,14 +171,8 @@ class VLLMEngine:
         self._check_length(max(len(prompt["prompt_token_ids"]) for prompt in prompts), sampling)
         wanted = [self._wanted(request, sampling) for request in requests]
         llm = self.llm
-        try:
-            with one_line("sampled"):
-                found = llm.generate(prompts, wanted, use_tqdm=False)
-        except BaseException:
-            # What was asked is still there: vLLM would answer it among the next call's requests, or never.
-            del llm
-            self.close()
-            raise
+        with calling(llm, "sampled"):
+            found = llm.generate(prompts, wanted, use_tqdm=False)
         return [self._response(request, output) for request, output in zip(requests, found, strict=True)]
 
     def _prompt(self, request: Request) -> dict[str, Any]:
@@ -269,29 +266,6 @@ def arguments(model: StudyModel, args: Mapping[str, Any], *, eager: bool = False
     return {**usual, **args, **fixed}
 
 
-@contextmanager
-def one_line(done: str) -> Generator[None]:
-    """What goes wrong inside vLLM as one line with its remedy: a worker out of memory, or gone; each kind of worker
-    raises something else.
-
-    Args:
-        done: what it did.
-
-    Raises:
-        ServiceError: it failed.
-    """
-    try:
-        yield
-    except HNeuronsError:
-        raise
-    except Exception as error:
-        raise ServiceError(
-            f"vLLM failed while it {done}: {_line(error)}.",
-            "Run the same command again, which continues; if memory was short, with a smaller --engine-arg "
-            "max_num_seqs or gpu_memory_utilization.",
-        ) from error
-
-
 def _start(args: dict[str, Any]) -> Any:
     """vLLM's `LLM`; what it raises in one line."""
     # Only what goes wrong, and not among a command's output.
@@ -303,16 +277,11 @@ def _start(args: dict[str, Any]) -> Any:
     except HNeuronsError:
         raise
     except TypeError as error:
-        raise UsageError(f"vLLM refuses an argument: {_line(error)}.", "See --engine-arg.") from error
+        raise UsageError(f"vLLM refuses an argument: {line(error)}.", "See --engine-arg.") from error
     except Exception as error:
         # vLLM and its workers raise whatever a wrong value leads them to.
         raise UnsupportedModelError(
-            f"vLLM can't start with {args['model']}: {_line(error)}.",
+            f"vLLM can't start with {args['model']}: {line(error)}.",
             "Give it other arguments with --engine-arg (max_model_len, gpu_memory_utilization, kv_cache_memory_bytes, "
             "tensor_parallel_size), or use --engine hf.",
         ) from error
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}".rstrip(".")

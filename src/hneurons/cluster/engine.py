@@ -60,14 +60,17 @@ class ClusterEngine:
             return []
         prompts = self._prompts(requests)
         shard = Draw(prompts.key, tuple(prompts.asked.values()), tuple(requests), sampling, self.neurons)
+        future = self.pool.submit(shard, prompts.home)
         try:
-            responses, prompts.home = self.pool.submit(shard, prompts.home).result()
+            responses, prompts.home = future.result()
         except ReplicaMemoryError:
             # A part of the call must not be prefilled with the whole, as later rounds are.
             with self._lock:
                 if prompts in self._recent:
                     self._recent.remove(prompts)
             raise
+        finally:
+            future.cancel()  # where the call was interrupted
         return responses
 
     def _prompts(self, requests: Sequence[Request]) -> _Prompts:

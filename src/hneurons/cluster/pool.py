@@ -76,7 +76,13 @@ class _Job:
     """The member that it waits for."""
     losses: int = 0
     """Replicas that ended while they did it."""
+    taken: bool = False
     future: Future[tuple[Any, int]] = field(default_factory=Future[tuple[Any, int]])
+
+    def take(self) -> bool:
+        """Whether somebody still wants it, who can't cancel it from now on."""
+        self.taken = self.taken or self.future.set_running_or_notify_cancel()
+        return self.taken
 
 
 class Pool:
@@ -251,11 +257,14 @@ class Pool:
             return own or next((job for job in self._jobs if job.home not in self._members), None)
 
         with self._changed:
-            self._changed.wait_for(lambda: self._ended or mine())
-            job = None if self._ended else mine()
-            if job is not None:
+            while True:
+                self._changed.wait_for(lambda: self._ended or mine())
+                job = None if self._ended else mine()
+                if job is None:
+                    return None
                 self._jobs.remove(job)
-            return job
+                if job.take():
+                    return job
 
     def _bury(self, member: int, why: str, job: _Job, begun: bool) -> None:
         """Take a lost replica off the list, and give its shard to another one, unless it has cost too many."""
@@ -298,4 +307,5 @@ class Pool:
             jobs, self._jobs = self._jobs, []
             self._changed.notify_all()
         for job in jobs:
-            job.future.set_exception(self._ended)
+            if job.take():
+                job.future.set_exception(self._ended)

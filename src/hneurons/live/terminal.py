@@ -88,6 +88,7 @@ class Chat:
         stream = events(self.service, job)
         waiting: dict[int, str] = {}
         text = ""
+        self.last = None  # until this answer is whole
         try:
             for event in stream:
                 if isinstance(event, Piece):

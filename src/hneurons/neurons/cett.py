@@ -11,7 +11,7 @@ small matrix product per layer, so no activation outlives its layer.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -115,7 +115,7 @@ class _Prefix:
 class Extractor(Protocol):
     """The swap point for whatever measures contributions."""
 
-    def many(self, groups: Sequence[Sequence[Passage]]) -> Iterable[BlockFeatures]:
+    def many(self, groups: Sequence[Sequence[Passage]]) -> Generator[BlockFeatures]:
         """Features of each batch of passages, in order: (passages, regions, neurons)."""
         ...
 

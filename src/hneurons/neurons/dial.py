@@ -62,16 +62,16 @@ class Dial(threading.local):
             like: activations.
 
         Raises:
-            UsageError: there are more or fewer alphas than rows.
+            UsageError: there are more or fewer alphas than rows, and not all are 1.
         """
+        if self._idle:
+            return None  # of whatever size: a dial of ones may wait in another thread
         if isinstance(self._alpha, Tensor):
             size = len(self._alpha)
             if (self.batch is not None and self.batch != size) or tokens % size:
                 raise UsageError(
                     f"alpha has {size} entries, the batch has {self.batch or tokens} rows.", "Give one alpha a row."
                 )
-        if self._idle:
-            return None
         key = (like.device, torch.float64 if like.dtype is torch.float64 else torch.float32)
         found = self._moved.get(key)
         if found is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -281,10 +281,13 @@ class Collection:
             left = [rows for rows in planned if not written.issuperset(rows)]
             tick(len(examples) - sum(len(rows) for rows in left))
             groups = [[passages[row] for row in rows] for rows in left]
-            measured = self.extractor(store.regions).many(groups) if left else ()
-            for rows, found in zip(left, measured, strict=True):
-                store.write(rows, found)
-                tick(len(rows))
+            if not left:
+                return
+            # Closed at once if a write fails: it has hooks on the model.
+            with closing(self.extractor(store.regions).many(groups)) as measured:
+                for rows, found in zip(left, measured, strict=True):
+                    store.write(rows, found)
+                    tick(len(rows))
 
     def read_out(self) -> None:
         """readout/: hidden states, log-probabilities and entropies, for the peers of the H-Neurons."""

@@ -166,7 +166,7 @@ def fill(
     try:
         for count in ordered(pool, ask, parts, ahead=together):
             tick(count)
-    except Exception:
+    except BaseException:
         # What the others have in work goes into the ledger before the run folder is let go of.
         pool.shutdown(cancel_futures=True)
         raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,11 @@ from hneurons.vllm.pooling import whole_output
 from hneurons.vllm.rows import Rows
 
 KEPT = 1 << 22
-"""Scored tokens that are kept until somebody asks for them; more only while more are running. 64 MiB."""
+"""Scored tokens that are kept until somebody asks for them; more only while more are running. 96 MiB."""
+TAIL = 32
+"""Tokens of a prompt's end that are kept with a response: they say whether it begins inside a block of thinking."""
+JOINED = 64
+"""Passes whose results for a response become one tensor: what each pass leaves keeps the whole pass's tensor."""
 
 
 @dataclass(frozen=True)
@@ -66,17 +71,30 @@ class _Plan:
 
 @dataclass
 class _Scored:
-    """A request's tokens that have been read: for each pass the first position, token ids, scores."""
+    """A response's tokens that have been read."""
 
-    prompt: list[int]
+    begin: int
+    """Position of its first token."""
+    tail: list[int]
+    """The prompt's last tokens."""
     ends: list[int]
     """Tokens that end the response and are no part of it."""
-    passes: list[tuple[int, Tensor, Tensor]] = field(default_factory=list[tuple[int, Tensor, Tensor]])
+    places: array[int] = field(default_factory=lambda: array("l"))
+    """Position of each token that was scored; twice for one that was read twice."""
+    ids: list[Tensor] = field(default_factory=list[Tensor])
+    scores: list[Tensor] = field(default_factory=list[Tensor])
 
-    @property
-    def tokens(self) -> int:
-        """That were scored, those that were read twice counted twice."""
-        return sum(len(ids) for _, ids, _ in self.passes)
+    def add(self, first: int, ids: Tensor, scores: Tensor) -> None:
+        """What a pass gave."""
+        self.places.extend(range(first, first + len(ids)))
+        self.ids.append(ids)
+        self.scores.append(scores)
+        if len(self.ids) == JOINED:
+            self.join()
+
+    def join(self) -> None:
+        """One tensor of all passes."""
+        self.ids, self.scores = [torch.cat(self.ids)], [torch.cat(self.scores)]
 
 
 class Turner:
@@ -95,6 +113,7 @@ class Turner:
         self._plan: _Plan | None = None
         self._scored: OrderedDict[str, _Scored] = OrderedDict()
         self._kept = 0
+        self._running: set[str] = set()
         self._turns = bool(card.h_neurons)
         self._parts = [part for down in find_downs(runner.model, card.model.layout) if (part := _part(down, card))]
         for part in self._parts:
@@ -139,9 +158,14 @@ class Turner:
         for rows, first, count in plan.pieces:
             own = self._scored.get(rows.request)
             if own is None:
-                own = self._scored[rows.request] = _Scored(list(rows.state.prompt_token_ids or ()), rows.ends)
-            own.passes.append((first, ids[start : start + count], scores[start : start + count]))
+                prompt = rows.state.prompt_token_ids or ()
+                own = self._scored[rows.request] = _Scored(len(prompt), list(prompt[-TAIL:]), rows.ends)
+            own.add(first, ids[start : start + count], scores[start : start + count])
+            self._running.add(rows.request)
             start += count
+        for name in [name for name in self._running if name not in self._runner.requests]:
+            self._running.remove(name)
+            self._scored[name].join()
         self._kept += start
         self._forget()
 
@@ -162,7 +186,7 @@ class Turner:
             for name in [name for name in self._scored if name not in self._runner.requests]:
                 if self._kept <= KEPT:
                     break
-                self._kept -= self._scored.pop(name).tokens
+                self._kept -= len(self._scored.pop(name).places)
 
     def _before(self, part: _Part) -> Callable[..., tuple[Any, ...] | None]:
         def see(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -194,8 +218,8 @@ class Turner:
     def take(self, requests: Sequence[str]) -> str:
         """Scores of the responses of these requests, which are forgotten; JSON, by the name that vLLM gave them.
 
-        Each has `prompt` and `ids` (tokens), the `scores` of `ids` without the probe's intercept, and `ends`, the
-        tokens that end a response.
+        Each has `prompt` (its last tokens), `ids` (tokens), the `scores` of `ids` without the probe's intercept, and
+        `ends`, the tokens that end a response.
 
         Args:
             requests: names as clients know them: vLLM adds random letters, and the number of a choice before.
@@ -203,16 +227,14 @@ class Turner:
         found: dict[str, Any] = {}
         for name in [name for name in self._scored if outside(name)[0] in requests]:
             own = self._scored.pop(name)
-            self._kept -= own.tokens
-            begin = len(own.prompt)
-            length = max(first + len(ids) for first, ids, _ in own.passes) - begin
-            ids, scores = np.zeros(length, dtype=np.int64), np.full(length, np.nan)
-            for first, some, values in own.passes:  # a token that was read twice, after a preemption, counts once
-                ids[first - begin : first - begin + len(some)] = some.cpu().numpy()
-                scores[first - begin : first - begin + len(some)] = values.cpu().numpy()
-            found[name] = {
-                "prompt": own.prompt, "ids": ids.tolist(), "scores": scores.tolist(), "ends": own.ends,
-            }  # fmt: skip
+            self._running.discard(name)
+            self._kept -= len(own.places)
+            own.join()
+            places = np.asarray(own.places) - own.begin
+            ids, scores = np.zeros(places.max() + 1, dtype=np.int64), np.full(places.max() + 1, np.nan)
+            # A token that was read twice, after a preemption, counts once.
+            ids[places], scores[places] = own.ids[0].cpu().numpy(), own.scores[0].cpu().numpy()
+            found[name] = {"prompt": own.tail, "ids": ids.tolist(), "scores": scores.tolist(), "ends": own.ends}
         return json.dumps(found)
 
     def test(

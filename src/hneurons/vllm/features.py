@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hneurons.answers.calls import calling
 from hneurons.answers.engine import EXTENSION
-from hneurons.answers.vllm import one_line
 from hneurons.errors import NumericError, UnsupportedModelError, UsageError
 from hneurons.extras import need, need_vllm
 from hneurons.layout import Layout
@@ -40,6 +40,7 @@ class VLLMExtractor:
     Raises:
         UsageError: the engine's version or settings make hooks unreliable; names the option to change.
         UnsupportedModelError: a mixture of experts, or layers that aren't those of `layout`.
+        ServiceError: vLLM fails.
     """
 
     def __init__(self, llm: Any, layout: Layout, regions: Sequence[Region] = REGIONS) -> None:
@@ -51,7 +52,9 @@ class VLLMExtractor:
         self.layout = layout
         self._llm = llm
         self._context = int(config.model_config.max_model_len)
-        for told in llm.collective_rpc("hneurons_measure", args=(json.dumps(asdict(layout)),)):
+        with calling(llm, "was made ready to measure"):
+            replies = llm.collective_rpc("hneurons_measure", args=(json.dumps(asdict(layout)),))
+        for told in replies:
             refusal = json.loads(told)
             if refusal:
                 raise UnsupportedModelError(*refusal)
@@ -62,7 +65,7 @@ class VLLMExtractor:
         Raises:
             UsageError: a passage fills the engine's context, or the hooks didn't see all of it.
             NumericError: an activation is NaN or infinite; names layer and passage.
-            ServiceError: vLLM fails; it may have to be started again.
+            ServiceError: vLLM fails; if its process ended, an extractor of a new `LLM` is needed.
         """
         for group in groups:
             yield self._measure(group)
@@ -76,7 +79,7 @@ class VLLMExtractor:
                     "one of them generated.",
                     "Raise it with --engine-arg max_model_len=..., or leave that question out.",
                 )
-        # A call that was interrupted leaves its requests, which vLLM reads with the next call's.
+        # A number is one passage's alone: vLLM may still be at work on those of a call that was interrupted.
         numbered = [(next(_numbers), passage) for passage in passages]
         wanted = [
             sampling(
@@ -89,7 +92,7 @@ class VLLMExtractor:
             for number, passage in numbered
         ]
         prompts = [{"prompt_token_ids": list(p.ids), "cache_salt": f"measured {number}"} for number, p in numbered]
-        with one_line("measured"):
+        with calling(self._llm, "measured"):
             self._llm.generate(prompts, wanted, use_tqdm=False)
             shards = self._llm.collective_rpc("hneurons_pooled", args=([number for number, _ in numbered],))
             return join(shards, passages, self.layout, len(self.regions))

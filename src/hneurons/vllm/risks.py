@@ -29,6 +29,7 @@ class Scored:
     """The tokens of one response that went through the model, each with its score."""
 
     prompt: tuple[int, ...]
+    """Its last tokens."""
     ids: tuple[int, ...]
     """From the response's first token on; the token drawn last never went through, unless another step had begun."""
     scores: Floats
@@ -80,7 +81,7 @@ class Teller:
         ids, scores = self._said(scored, kept)
         if not ids:
             return None
-        opened = left_open(self._writer.tokenizer.decode(list(scored.prompt[-32:]))) is not None
+        opened = left_open(self._writer.tokenizer.decode(list(scored.prompt))) is not None
         return self._reader.read(said, ids, scores, opened=opened)
 
     def tell(self, scored: Scored | None, said: str, text: str | None = None, kept: int | None = None) -> Any:
