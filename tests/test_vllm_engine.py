@@ -44,6 +44,7 @@ class FakeLLM:
     args: dict[str, Any]
     say: Any
     plugin: bool = True
+    apart: bool = True
     closed: bool = False
     dead: bool = False
     left: list[str] = field(default_factory=list)
@@ -51,15 +52,14 @@ class FakeLLM:
 
     @property
     def llm_engine(self) -> Any:
+        core = SimpleNamespace(shutdown=lambda: setattr(self, "closed", True))
+        if self.apart:
+            core.resources = SimpleNamespace(engine_dead=self.dead)
+            core.outputs_queue, core.utility_results = Queue(), {}
         return SimpleNamespace(
             model_config=SimpleNamespace(max_model_len=self.args["max_model_len"]),
             vllm_config="its configuration",
-            engine_core=SimpleNamespace(
-                shutdown=lambda: setattr(self, "closed", True),
-                resources=SimpleNamespace(engine_dead=self.dead),
-                outputs_queue=Queue(),
-                utility_results={},
-            ),
+            engine_core=core,
             output_processor=SimpleNamespace(request_states=dict.fromkeys(self.left)),
             abort_request=lambda names, internal: [self.left.remove(name) for name in names],
         )
@@ -89,10 +89,10 @@ class Fakes:
     def __init__(self) -> None:
         self.started: list[FakeLLM] = []
         self.say: Any = lambda prompt, wanted: ([5, 6], "length", -0.5)
-        self.plugin = True
+        self.plugin, self.apart = True, True
 
     def __call__(self, args: dict[str, Any]) -> FakeLLM:
-        self.started.append(FakeLLM(args, lambda prompt, wanted: self.say(prompt, wanted), self.plugin))
+        self.started.append(FakeLLM(args, lambda prompt, wanted: self.say(prompt, wanted), self.plugin, self.apart))
         return self.started[-1]
 
 
@@ -351,14 +351,15 @@ def test_what_vllm_raises_while_it_samples_is_one_line(outline: Outline, fakes: 
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("dead", [False, True])
+@pytest.mark.parametrize("process", ["its own", "its own, which ended", "this one"])
 def test_after_a_call_that_was_broken_off_the_next_one_is_answered_alone(
-    outline: Outline, fakes: Fakes, error: type[BaseException], dead: bool
+    outline: Outline, fakes: Fakes, error: type[BaseException], process: str
 ):
-    fine, engine = fakes.say, VLLMEngine(outline, start=fakes)
+    """In this process its prefix cache holds what was never computed."""
+    fine, engine, fakes.apart = fakes.say, VLLMEngine(outline, start=fakes), process != "this one"
 
     def fail(prompt: Any, wanted: Any) -> Any:
-        fakes.started[0].dead = dead
+        fakes.started[0].dead = process == "its own, which ended"
         raise error
 
     fakes.say = fail
@@ -366,8 +367,19 @@ def test_after_a_call_that_was_broken_off_the_next_one_is_answered_alone(
         engine.sample(ASKED, SHORT)
     assert caught.type is (ServiceError if error is RuntimeError else error)
     fakes.say = fine
+    if process == "this one":
+        with pytest.raises(ServiceError, match="was broken off"), calls.calling(fakes.started[0], "sampled"):
+            pass
     assert len(engine.sample(ASKED, SHORT)) == len(ASKED)
-    assert [started.closed for started in fakes.started] == ([True, False] if dead else [False])
+    assert [started.closed for started in fakes.started] == ([False] if process == "its own" else [True, False])
+
+
+def test_a_vllm_that_refuses_what_it_is_asked_is_asked_on(outline: Outline, fakes: Fakes):
+    """As the one in this process without a plugin, or with one that refuses nonsense."""
+    fakes.apart = False
+    engine = VLLMEngine(outline, dial=True, start=fakes)
+    assert len(engine.sample(ASKED, SHORT)) == len(ASKED)
+    assert len(fakes.started) == 1
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])

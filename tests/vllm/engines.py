@@ -21,6 +21,7 @@ def features(told: dict[str, Any], folder: Path) -> Any:
     """Pooled features of groups of passages."""
     from vllm import LLM, SamplingParams
 
+    from hneurons.answers.calls import is_apart
     from hneurons.answers.engine import WORKER
     from hneurons.layout import Layout
     from hneurons.neurons.cett import Passage
@@ -36,17 +37,17 @@ def features(told: dict[str, Any], folder: Path) -> Any:
     again = SamplingParams(temperature=0.0, max_tokens=1)
     prompts = [{"prompt_token_ids": list(passage.ids)} for group in groups for passage in group]
     cached = [[output.num_cached_tokens for output in llm.generate(prompts, again, use_tqdm=False)] for _ in range(2)]
-    # Interrupted, it leaves its requests behind, which are read with the next ones.
-    step = llm.llm_engine.step
+    if is_apart(llm.llm_engine.engine_core):  # an interrupt in the driver leaves nothing behind
+        step = llm.llm_engine.step
 
-    def stop() -> Any:
-        llm.llm_engine.step = step
-        raise KeyboardInterrupt
+        def stop() -> Any:
+            llm.llm_engine.step = step
+            raise KeyboardInterrupt
 
-    llm.llm_engine.step = stop
-    with suppress(KeyboardInterrupt):
-        list(extractor.many(groups[::-1]))
-    assert llm.llm_engine.has_unfinished_requests()
+        llm.llm_engine.step = stop
+        with suppress(KeyboardInterrupt):
+            list(extractor.many(groups[::-1]))
+        assert not llm.llm_engine.has_unfinished_requests()
     paths = []
     for number, found in enumerate(extractor.many(groups)):
         paths.append(str(folder / f"{number}.npy"))
@@ -142,6 +143,8 @@ def engine(told: dict[str, Any], folder: Path) -> Any:
 def memory(told: dict[str, Any], folder: Path) -> Any:
     """What sampling and measuring say when the forward pass gets no more memory; and responses once it does again.
 
+    Of a prompt that was in the pass: vLLM's prefix cache holds it, and what it holds was never computed.
+
     The pass asks for more than there is, at a place of its own. A limit of the process instead makes whatever asks
     first fail, and some libraries of C end the process then.
     """
@@ -176,6 +179,11 @@ def memory(told: dict[str, Any], folder: Path) -> Any:
         except Exception as error:
             said[name] = f"{type(error).__name__}: {error}"
         hook.remove()
+        if name == "measured":
+            try:
+                work()
+            except Exception as error:
+                said["then"] = f"{type(error).__name__}: {error}"
     found = made.sample(asked[:1], sampling)
     made.close()
     return {"said": said, "after": [to_json(response) for response in found]}

@@ -1,7 +1,8 @@
 """Calls into vLLM: what goes wrong in them as one line, and a `vllm.LLM` that can be used after it, where that can be.
 
-A call that fails or is interrupted leaves its requests with vLLM, which would answer them among the next call's or,
-after a failed pass in this process, schedule them for ever. One whose process is killed leaves vLLM waiting for it.
+A call that fails or is interrupted leaves its requests with vLLM, which would answer them among the next call's. Where
+vLLM runs in this process it would schedule them for ever, and the keys and values of a pass that failed stay in its
+prefix cache as if they had been computed. Of a process that is killed vLLM takes no notice, and waits.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ AGAIN = (
     "Run the same command again, which continues; if memory was short, with a smaller --engine-arg max_num_seqs or "
     "gpu_memory_utilization."
 )
+BROKEN = "hneurons_broken"
+"""Attribute of a `vllm.LLM` in this process of which a call was broken off."""
 LOOK = 1.0
 """Seconds between two looks at whether vLLM's process lives."""
 
@@ -25,6 +28,8 @@ LOOK = 1.0
 def calling(llm: Any, done: str) -> Generator[None]:
     """A block that calls `llm`; what goes wrong inside is one line with its remedy, and no request stays behind.
 
+    Where one did in this process, that `llm` isn't called again.
+
     Args:
         llm: a `vllm.LLM`.
         done: what it did, for the line.
@@ -32,6 +37,11 @@ def calling(llm: Any, done: str) -> Generator[None]:
     Raises:
         ServiceError: it failed: a worker out of memory, or gone; each kind of worker raises something else.
     """
+    if hasattr(llm, BROKEN):
+        raise ServiceError(
+            "A call of this vLLM was broken off, and it runs in this process: it can't be used any more.",
+            "Make a new one; without VLLM_ENABLE_V1_MULTIPROCESSING=0 it runs in a process of its own.",
+        )
     over, lost = threading.Event(), list[Exception]()
     core = llm.llm_engine.engine_core
     if is_apart(core):
@@ -55,9 +65,9 @@ def is_apart(core: Any) -> bool:
 
 
 def is_dead(llm: Any) -> bool:
-    """Whether the process of that `vllm.LLM` ended; it answers nothing any more."""
+    """Whether that `vllm.LLM` can't be used any more."""
     core = llm.llm_engine.engine_core
-    return is_apart(core) and bool(core.resources.engine_dead)
+    return bool(core.resources.engine_dead) if is_apart(core) else hasattr(llm, BROKEN)
 
 
 def line(error: Exception) -> str:
@@ -68,7 +78,11 @@ def line(error: Exception) -> str:
 
 def _forget(llm: Any) -> None:
     engine = llm.llm_engine
-    engine.abort_request(list(engine.output_processor.request_states), internal=True)
+    left = list(engine.output_processor.request_states)
+    if left and not is_apart(engine.engine_core):
+        setattr(llm, BROKEN, True)
+    if left:
+        engine.abort_request(left, internal=True)
 
 
 def _watch(core: Any, over: threading.Event, lost: list[Exception]) -> None:

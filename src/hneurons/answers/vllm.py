@@ -44,7 +44,7 @@ Start = Callable[[dict[str, Any]], Any]
 
 class VLLMEngine:
     """Samples with vLLM. The model is loaded for the first response, and again after `close`
-    or when its process ended.
+    or where a call broke it.
 
     Args:
         model: the model under study; its outline is enough (see `load_outline`).

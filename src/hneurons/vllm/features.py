@@ -65,7 +65,7 @@ class VLLMExtractor:
         Raises:
             UsageError: a passage fills the engine's context, or the hooks didn't see all of it.
             NumericError: an activation is NaN or infinite; names layer and passage.
-            ServiceError: vLLM fails; if its process ended, an extractor of a new `LLM` is needed.
+            ServiceError: vLLM fails; if its process ended, or it has none of its own, a new `LLM` is needed.
         """
         for group in groups:
             yield self._measure(group)
