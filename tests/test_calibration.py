@@ -81,7 +81,7 @@ SCORES = st.lists(
 ).filter(lambda rows: 0 < sum(label for _, label in rows) < len(rows))
 
 
-@settings(derandomize=True, max_examples=100)
+@settings(max_examples=100)
 @given(SCORES, st.lists(st.floats(-1e7, 1e7), min_size=2, max_size=30))
 def test_isotonic_risk_never_falls_and_is_no_certainty(rows: list[tuple[float, bool]], asked: list[float]):
     scores, label = (np.array(column) for column in zip(*rows, strict=True))
@@ -173,7 +173,7 @@ def test_proportions_have_the_interval_of_the_beta_quantiles(count: int, n: int)
 # -- calibration error and reliability ----------------------------------------------------------------
 
 
-@settings(derandomize=True, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(5, 80), st.booleans())
 def test_the_diagram_and_the_error_are_those_of_scikit_learn(seed: int, n: int, ties: bool):
     rng = np.random.default_rng(seed)

@@ -142,7 +142,7 @@ def cards(draw: st.DrawFn) -> Card:
     return Card.model_validate(value)
 
 
-@settings(deadline=None, derandomize=True, max_examples=80)
+@settings(max_examples=80)
 @given(cards())
 def test_every_card_survives_the_file_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, one: Card):
     path = tmp_path_factory.getbasetemp() / "card.json"

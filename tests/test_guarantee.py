@@ -124,7 +124,7 @@ def test_misses_are_bounded_on_average_and_no_more_than_needed(base: float):
 # -- oracles ------------------------------------------------------------------------------------------
 
 
-@settings(derandomize=True, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 40), st.integers(0, 40), st.floats(0.01, 0.6))
 def test_p_values_are_sums_of_binomial_chances(more: int, wrong: int, alpha: float):
     n = wrong + more
@@ -161,7 +161,7 @@ def test_misses_are_those_of_mapie():
     assert control_misses(scores, wrong, alpha=0.1).threshold == candidates[bound <= 0.1].max()
 
 
-@settings(derandomize=True, max_examples=60)
+@settings(max_examples=60)
 @given(st.floats(0.005, 0.6), st.floats(0.005, 0.6))
 def test_the_needed_number_is_the_least_that_suffices(alpha: float, delta: float):
     needed = least_answers(alpha, delta)

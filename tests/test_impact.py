@@ -284,7 +284,7 @@ def test_killed_again_and_again_it_ends_as_one_that_never_was(tmp_path: Path):
         assert sorted(map(str, lines(out, name))) == sorted(map(str, lines(whole, name)))
 
 
-@settings(derandomize=True, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_a_ledger_that_lost_its_end_asks_for_what_is_missing(tmp_path_factory: Any, data: st.DataObject):
     items, alphas = ["a", "b", "c"], (0.0, 2.0, 3.0)

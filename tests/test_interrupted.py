@@ -1,5 +1,7 @@
 """What a call that fails or is interrupted leaves behind: no hook, no work that goes on, nothing for the next call."""
 
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -26,6 +28,7 @@ from hneurons.parallel import in_order, workers
 from hneurons.runfolder import RunFolder
 from hneurons.studies.arms import Arm
 from hneurons.studies.ledger import Ledger, fill
+from hneurons.studies.lookahead import lookahead
 from hneurons.types import Question
 from test_identify import QUESTIONS, SETTINGS
 from test_scaling import logits, some, study
@@ -96,6 +99,24 @@ def test_shards_of_a_call_that_was_interrupted_are_not_done():
         busy.result(20)
         assert pool.submit(Do("then", lambda _: "then")).result(20)[0] == "then"
     assert done == []
+
+
+def test_an_interrupt_ends_the_chunk_that_is_waited_for():
+    """It would go on to its last round, and to a judge that is paid."""
+    ended = threading.Event()
+
+    def work(_: Any, __: Any, tick: Any) -> Any:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        try:
+            while True:
+                tick(1)
+                time.sleep(0.01)
+        finally:
+            ended.set()
+
+    with pytest.raises(KeyboardInterrupt), lookahead(work, {0: []}, 1) as coming:
+        coming.take(0, set())
+    assert ended.wait(20)
 
 
 def test_an_error_ends_what_others_decode(monkeypatch: pytest.MonkeyPatch):

@@ -134,6 +134,7 @@ def test_killed_at_random_moments(whole: tuple[Path, float], tmp_path: Path):
             time.sleep(0.005)
         child.join(rng.uniform(0.02, share) * whole[1])
         if child.exitcode is not None:
+            assert child.exitcode == 0
             if len(killed) >= 3:
                 break
             shutil.rmtree(out)

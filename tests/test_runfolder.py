@@ -173,7 +173,7 @@ JSON_ROWS = st.dictionaries(
 )  # fmt: skip
 
 
-@settings(deadline=None, derandomize=True, max_examples=150)
+@settings(max_examples=150)
 @given(rows=st.lists(JSON_ROWS, min_size=1, max_size=6), data=st.data())
 def test_a_journal_cut_at_any_byte_keeps_every_whole_row(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]], data: st.DataObject

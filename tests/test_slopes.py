@@ -23,7 +23,7 @@ from hneurons.stats import (
 ALPHAS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 
 
-@settings(derandomize=True, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.lists(st.floats(0, 100), min_size=2, max_size=9, unique=True).filter(lambda x: max(x) - min(x) > 1e-3),
     st.integers(0, 2**32),
@@ -39,7 +39,7 @@ def test_one_place_has_no_slope(places: list[float]):
     assert np.isnan(slope_weights(places)).all()
 
 
-@settings(derandomize=True, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 12), st.integers(1, 5), st.integers(0, 2**32))
 def test_weighted_means_leave_out_what_is_not_there(n: int, k: int, seed: int):
     rng = np.random.default_rng(seed)

@@ -37,7 +37,7 @@ def scored(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.array(scores, float), np.array(positive), np.array(weights, float)
 
 
-@settings(deadline=None, derandomize=True, max_examples=150)
+@settings(max_examples=150)
 @given(scored())
 def test_metrics_equal_scikit_learns(case: tuple[np.ndarray, np.ndarray, np.ndarray]):
     scores, positive, weights = case

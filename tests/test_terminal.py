@@ -50,7 +50,7 @@ def test_the_dial_turns_what_is_said_next(service: BatchService):
 
 
 def test_why_names_the_neurons_of_the_last_answer(service: BatchService):
-    assert "Nothing was said" in talk(service, ["/why"])[1]
+    assert "no whole answer" in talk(service, ["/why"])[1]
     chat, shown = talk(service, ["Who?", "/why"])
     assert chat.last is not None
     for neuron, value in chat.last.top:

@@ -47,7 +47,7 @@ ADDS_UP, SCALING, UNCHANGED, SAMPLING = NAMES.values()
 def test_every_architecture_is_certified(row: Row, dtype: torch.dtype):
     model, begun = study(row, dtype), time.monotonic()
     result = verify(model)
-    assert 0 < result.seconds <= time.monotonic() - begun
+    assert 0 < result.seconds <= time.monotonic() - begun + 0.001  # in whole milliseconds
     assert failed(result) == ([SAMPLING] if row.not_sampled else []), str(result)
     if row.not_sampled:
         assert row.not_sampled in result.checks[-1].detail

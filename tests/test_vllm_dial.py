@@ -152,7 +152,6 @@ def test_a_long_response_is_kept_in_few_tensors(monkeypatch: pytest.MonkeyPatch,
     shares = fake.contributions(ids[60:])
     expected = sum(shares[:, 8 * layer + index] * weight for layer, index, weight in NEURONS) - 0.25
     np.testing.assert_allclose(found.scores, expected, rtol=1e-5)
-    runner.step({})  # and nobody looks for what was taken
 
 
 def test_results_that_nobody_fetches_do_not_pile_up(monkeypatch: pytest.MonkeyPatch):
@@ -168,6 +167,18 @@ def test_results_that_nobody_fetches_do_not_pile_up(monkeypatch: pytest.MonkeyPa
     assert [outside(name)[0] for name in turner._scored] == [str(number) for number in range(19, 50) if number != 44]
     assert json.loads(turner.take(["18"])) == {}
     assert json.loads(turner.take(["49"]))
+
+
+def test_a_response_is_taken_before_its_request_is_gone():
+    """As a server does."""
+    runner, turner = worker()
+    for name in ("a", "b"):
+        runner.add(f"{name}-12345678", [3, 4, 5], 1, hneurons=told(monitor=True))
+    runner.step({"a-12345678": 3})
+    assert json.loads(turner.take(["a"]))
+    del runner.requests["a-12345678"]
+    runner.step({"b-12345678": 3})
+    assert set(gathered([turner.take(["a", "b"])], 0.0)) == {("b", 0)}
 
 
 def test_a_request_without_its_stamp_is_no_request_with_alpha_1():

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hneurons.errors import UsageError
+from hneurons.errors import ServiceError, UsageError
 from hneurons.live.monitor import Monitor
 from hneurons.models.load import StudyModel
 from hneurons.neurons.card import Card
@@ -285,7 +285,10 @@ def test_the_question_of_a_request():
 def test_risks_in_the_process(llama: StudyModel, card: Card):
     ids = ids_of(llama, "It is Paris")
     reply = json.dumps({"7-12345678": {"prompt": [1], "ids": ids, "scores": [0.5] * len(ids), "ends": []}})
-    llm = SimpleNamespace(collective_rpc=lambda *_, **__: [reply], get_tokenizer=lambda: llama.tokenizer)
+    engine = SimpleNamespace(engine_core=None, output_processor=SimpleNamespace(request_states={}))
+    llm = SimpleNamespace(
+        collective_rpc=lambda *_, **__: [reply], get_tokenizer=lambda: llama.tokenizer, llm_engine=engine
+    )
     choice = SimpleNamespace(index=0, text="It is Paris", token_ids=ids, stop_reason=None)
     output = SimpleNamespace(request_id="7", outputs=[choice])
     for text in ("It is Paris", ""):  # no text where the parameters say `detokenize=False`
@@ -297,3 +300,6 @@ def test_risks_in_the_process(llama: StudyModel, card: Card):
     assert (told["response_risk"], told["tokens"]) == (None, [])
     with pytest.raises(UsageError, match="1 outputs, but 0 questions"):
         risks(llm, [output], [], card)
+    del llm.collective_rpc
+    with pytest.raises(ServiceError, match="vLLM failed while it told what it had scored: AttributeError"):
+        risks(llm, [output], ["Where?"], card)

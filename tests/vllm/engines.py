@@ -192,7 +192,6 @@ def memory(told: dict[str, Any], folder: Path) -> Any:
 def killed(told: dict[str, Any], folder: Path) -> Any:
     """What sampling and measuring say when vLLM's process is killed, and the next call of it; and responses then."""
     import multiprocessing
-    import threading
 
     from hneurons.answers.engine import Request, Sampling
     from hneurons.answers.vllm import VLLMEngine
@@ -207,21 +206,25 @@ def killed(told: dict[str, Any], folder: Path) -> Any:
     asked = [Request(Question(q, q, ("x",)), sample) for q in told["questions"] for sample in range(8)]
     passages = [[Passage(str(n), tuple(outline.prompt_ids(r.said)), 3, (0, 1))] for n, r in enumerate(asked)]
     said = []
-    for number in range(2):
-        extractor = VLLMExtractor(made.llm, outline.layout, REGIONS)
-
-        def work(extractor: VLLMExtractor = extractor, number: int = number) -> None:
-            while True:  # whenever it is killed, there is more to do
-                list(extractor.many(passages)) if number else made.sample(asked, Sampling(max_new_tokens=64))
-
-        def once_more(extractor: VLLMExtractor = extractor) -> None:
-            list(extractor.many(passages))
-
+    for number in range(3):
+        llm = made.llm
+        extractor = VLLMExtractor(llm, outline.layout, REGIONS)
         (process,) = multiprocessing.active_children()
-        threading.Timer(1.5, process.kill).start()
-        for call in (work, once_more):
+
+        def after_a_kill(inner: Any, process: Any = process) -> Any:
+            def call(*args: Any, **named: Any) -> Any:
+                process.kill()
+                return inner(*args, **named)
+
+            return call
+
+        if number < 2:
+            llm.llm_engine.step = after_a_kill(llm.llm_engine.step)
+        else:
+            llm.collective_rpc = after_a_kill(llm.collective_rpc)
+        for sampled in (number == 0, False):
             try:
-                call()
+                made.sample(asked, Sampling(max_new_tokens=64)) if sampled else list(extractor.many(passages))
             except Exception as error:
                 said.append(f"{type(error).__name__}: {error}")
     found = made.sample(asked[:1], Sampling(temperature=0.0, max_new_tokens=24))

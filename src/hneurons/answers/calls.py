@@ -44,9 +44,9 @@ def calling(llm: Any, done: str) -> Generator[None]:
         )
     over, lost = threading.Event(), list[Exception]()
     core = llm.llm_engine.engine_core
-    if is_apart(core):
-        threading.Thread(target=_watch, args=(core, over, lost), daemon=True, name="hneurons-vllm").start()
     try:
+        if is_apart(core):
+            threading.Thread(target=_watch, args=(core, over, lost), daemon=True, name="hneurons-vllm").start()
         yield
     except BaseException as error:
         with suppress(Exception):  # of a process that is gone

@@ -102,7 +102,8 @@ class Connection:
 def each(function: Callable[[Item], Result], items: Sequence[Item], at_once: int) -> list[Result]:
     """`function` of each item, in order; `at_once` at a time, equal items once.
 
-    The first error ends it: what is under way is finished, the rest is not begun. An interrupt waits for nothing.
+    The first error ends it: what is under way is finished, the rest is not begun. An interrupt waits for nothing here;
+    where Python itself ends, that waits for what is under way.
     """
     unique = list(dict.fromkeys(items))
     pool = ThreadPoolExecutor(at_once, "ask")

@@ -80,17 +80,25 @@ class HFEngine:
         responses: dict[int, Response] = {}
         alone = self.model.is_moved
         tasks = self._tasks(prompts)
-        over = threading.Event()
+        # After an error or an interrupt nobody wants what the others decode, which can take minutes.
+        over, failed = threading.Event(), list[BaseException]()
 
         def decode_part(part: list[int]) -> list[Response]:
-            return self._decode([prompts[position] for position in part], [requests[p] for p in part], sampling, over)
+            try:
+                return self._decode([prompts[place] for place in part], [requests[p] for p in part], sampling, over)
+            except BaseException as error:
+                failed.append(error)
+                over.set()
+                raise
 
         with workers(self.model.device, alone=alone, tasks=len(tasks)) as pool:
             try:
                 for part, made in zip(tasks, ordered(pool, decode_part, tasks), strict=True):
                     responses.update(zip(part, made, strict=True))
+            except CancelledError:
+                raise failed[0] from None
             finally:
-                over.set()  # after an error nobody wants what the others decode, which can take minutes
+                over.set()
         return [responses[position] for position in range(len(requests))]
 
     def prepare(self, requests: Sequence[Request]) -> list[Prompt]:

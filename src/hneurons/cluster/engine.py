@@ -86,7 +86,11 @@ class ClusterEngine:
 
     def nll(self, ids: Sequence[int], alphas: Sequence[float]) -> list[float]:
         """Negative log-likelihood of tokens after the first, summed, at each alpha; in nats."""
-        return self.pool.submit(Read(tuple(ids), tuple(alphas), self.neurons)).result()[0]
+        future = self.pool.submit(Read(tuple(ids), tuple(alphas), self.neurons))
+        try:
+            return future.result()[0]
+        finally:
+            future.cancel()
 
 
 class ClusterExtractor:

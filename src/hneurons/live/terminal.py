@@ -139,7 +139,7 @@ class Chat:
 
     def _why(self, _: str) -> None:
         if self.last is None:
-            self.console.print("Nothing was said yet.", style="dim")
+            self.console.print("There is no whole answer to explain yet.", style="dim")
             return
         for neuron, value in self.last.top:
             expert = "" if neuron.expert is None else f", expert {neuron.expert}"

@@ -116,7 +116,10 @@ class Extractor(Protocol):
     """The swap point for whatever measures contributions."""
 
     def many(self, groups: Sequence[Sequence[Passage]]) -> Generator[BlockFeatures]:
-        """Features of each batch of passages, in order: (passages, regions, neurons)."""
+        """Features of each batch of passages, in order: (passages, regions, neurons).
+
+        A generator, which is closed when nobody wants the rest.
+        """
         ...
 
 

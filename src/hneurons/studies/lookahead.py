@@ -71,7 +71,10 @@ class Lookahead:
             self._begin(stale, full)
         while self._left and len(self._begun) < self._ahead:
             self._begin(self._left.pop(0), full)
-        return self._begun.pop(number).responses.result()
+        # Known until it is there: an interrupt meanwhile ends it as well.
+        found = self._begun[number].responses.result()
+        del self._begun[number]
+        return found
 
     def drop(self) -> None:
         """End what is in work after its round."""

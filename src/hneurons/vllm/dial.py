@@ -28,7 +28,8 @@ from hneurons.vllm.pooling import whole_output
 from hneurons.vllm.rows import Rows
 
 KEPT = 1 << 22
-"""Scored tokens that are kept until somebody asks for them; more only while more are running. 96 MiB."""
+"""Scored tokens that are kept until somebody asks for them; more only while more are running. Some 20 bytes each,
+and a few hundred a response."""
 TAIL = 32
 """Tokens of a prompt's end that are kept with a response: they say whether it begins inside a block of thinking."""
 JOINED = 64

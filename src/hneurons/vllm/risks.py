@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hneurons.answers.calls import calling
 from hneurons.answers.text import decode
 from hneurons.answers.thinking import left_open
 from hneurons.errors import UsageError
@@ -151,10 +152,12 @@ def risks(llm: Any, outputs: Sequence[Any], questions: Sequence[str], card: Card
 
     Raises:
         UsageError: there are more or fewer questions than outputs.
+        ServiceError: vLLM fails.
     """
     if len(outputs) != len(questions):
         raise UsageError(f"{len(outputs)} outputs, but {len(questions)} questions.", "Give one a prompt.")
-    replies = llm.collective_rpc(CALL, args=([output.request_id for output in outputs],))
+    with calling(llm, "told what it had scored"):
+        replies = llm.collective_rpc(CALL, args=([output.request_id for output in outputs],))
     scored = gathered(replies, card.probe.intercept)
     teller = Teller(llm.get_tokenizer(), card)
     return [
