@@ -314,6 +314,41 @@ def test_control_c_says_how_to_go_on(hneurons, monkeypatch: pytest.MonkeyPatch):
     assert "continues" in result.err
 
 
+def test_what_control_c_does_is_afterwards_what_it_was(hneurons):
+    before = signal.getsignal(signal.SIGINT)
+    hneurons("report", "nowhere")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_control_c_waits_for_nothing():
+    """Python's end waits for threads: for a server that hangs, say."""
+    code = (
+        "import os, signal, sys, time\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from hneurons import cli\n"
+        "from hneurons.questions import sources\n"
+        "def stop(*_, **__):\n"
+        "    ThreadPoolExecutor().submit(time.sleep, 300)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(300)\n"
+        "sources.load_questions = stop\n"
+        "sys.argv = ['hneurons', 'identify', 'no/model']\n"
+        "cli.main()\n"
+    )
+    running = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    try:
+        assert running.stderr is not None
+        while "Stopped." not in running.stderr.readline():
+            assert running.poll() is None
+        time.sleep(0.5)  # it is at its end by now, and waits
+        running.send_signal(signal.SIGINT)
+        assert running.wait(60) == -signal.SIGINT
+        assert "Traceback" not in running.stderr.read()
+    finally:
+        running.kill()
+        running.communicate()
+
+
 # -- commands that work -------------------------------------------------------------------------------
 
 

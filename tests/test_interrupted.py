@@ -103,7 +103,7 @@ def test_shards_of_a_call_that_was_interrupted_are_not_done():
 
 def test_an_interrupt_ends_the_chunk_that_is_waited_for():
     """It would go on to its last round, and to a judge that is paid."""
-    ended = threading.Event()
+    ended, before = threading.Event(), signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def work(_: Any, __: Any, tick: Any) -> Any:
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -114,8 +114,11 @@ def test_an_interrupt_ends_the_chunk_that_is_waited_for():
         finally:
             ended.set()
 
-    with pytest.raises(KeyboardInterrupt), lookahead(work, {0: []}, 1) as coming:
-        coming.take(0, set())
+    try:
+        with pytest.raises(KeyboardInterrupt), lookahead(work, {0: []}, 1) as coming:
+            coming.take(0, set())
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended.wait(20)
 
 

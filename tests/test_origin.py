@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -408,7 +407,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_asked(home: Path, run: 
 
 
 @pytest.fixture
-def hneurons(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Any]]:
+def hneurons(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     """Run the command in this process: (status, stdout, stderr)."""
 
     def command(*arguments: object) -> tuple[object, str, str]:
@@ -417,9 +416,7 @@ def hneurons(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str])
             cli.main()
         return caught.value.code or 0, *capfd.readouterr()
 
-    before = signal.getsignal(signal.SIGINT)
-    yield command
-    signal.signal(signal.SIGINT, before)
+    return command
 
 
 def test_the_command(home: Path, run: Path, hneurons: Callable[..., Any]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +29,6 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     """Runs it in this process: (status, what it wrote on stderr). Loading a model fails the test."""
     monkeypatch.delenv("HNEURONS_API_KEY", raising=False)
     monkeypatch.setattr(evaluate, "load_model_of", lambda *_, **__: pytest.fail("the model was loaded"))
-    before = signal.getsignal(signal.SIGINT)
 
     def call(*arguments: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["hneurons", "serve", *map(str, arguments)])
@@ -40,8 +38,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         assert "Traceback" not in out + err
         return int(caught.value.code or 0), err.strip()
 
-    yield call
-    signal.signal(signal.SIGINT, before)
+    return call
 
 
 Command = Callable[..., tuple[int, str]]

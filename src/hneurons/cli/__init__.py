@@ -47,14 +47,17 @@ def _stop(*_: object) -> None:
 
 def main() -> None:
     """Entry point: one line and a status for every error that has a remedy."""
-    signal.signal(signal.SIGINT, _stop)
+    then = signal.signal(signal.SIGINT, _stop)
     try:
         app()
     except HNeuronsError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_status)
     except _Stopped:
+        then = signal.SIG_DFL  # Python's end waits for what threads have under way; a second Ctrl-C doesn't
         typer.echo("\nStopped. The same command continues where it stopped.", err=True)
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)
+    finally:
+        signal.signal(signal.SIGINT, then)
