@@ -1,9 +1,12 @@
 """What a call that fails or is interrupted leaves behind: no hook, no work that goes on, nothing for the next call."""
 
+import gc
 import os
 import signal
 import threading
 import time
+import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +149,37 @@ def test_an_error_ends_what_others_decode(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(MemoryError):
         engine.sample(asked, sampling)
     assert len(steps) < whole // 2
+
+
+@pytest.mark.parametrize(("parts", "failing"), [(1, "_0"), (2, "_0"), (2, "_1")])
+def test_an_error_keeps_no_tensors_of_the_pass_that_failed(monkeypatch: pytest.MonkeyPatch, parts: int, failing: str):
+    """Which the halves that are tried for want of memory would lack; nothing may wait for the garbage collector."""
+    left: list[weakref.ref[Any]] = []
+    both = threading.Barrier(parts)
+
+    def drawn(logits: torch.Tensor, *rest: Any) -> Any:
+        left.append(weakref.ref(logits))
+        if len(left) <= parts:
+            both.wait(20)
+        if threading.current_thread().name.endswith(failing):
+            raise MemoryError("out of memory")
+        time.sleep(0.1)
+        return draw(logits, *rest)
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: parts)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    engine = HFEngine(tiny.study(), prompts_a_batch=1)
+    engine._merges = False
+    monkeypatch.setattr(hf, "draw", drawn)
+    asked = [Request(Question(name, f"Who is {name}?", ("x",)), 0) for name in ("a", "bb")[:parts]]
+    gc.disable()
+    try:
+        with suppress(MemoryError):
+            engine.sample(asked, Sampling(temperature=0.0, max_new_tokens=20))
+        assert len(left) >= parts
+        assert not any(ref() is not None for ref in left)
+    finally:
+        gc.enable()
 
 
 def test_an_interrupt_waits_for_no_server(monkeypatch: pytest.MonkeyPatch):

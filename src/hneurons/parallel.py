@@ -69,5 +69,5 @@ def in_order(submit: Callable[[Item], Future[Result]], items: Iterable[Item], ah
         while waiting:
             yield waiting.popleft().result()
     finally:
-        for future in waiting:
-            future.cancel()
+        while waiting:  # none is kept: one that failed holds what its work had in memory
+            waiting.popleft().cancel()

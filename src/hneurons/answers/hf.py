@@ -91,14 +91,17 @@ class HFEngine:
                 over.set()
                 raise
 
-        with workers(self.model.device, alone=alone, tasks=len(tasks)) as pool:
-            try:
-                for part, made in zip(tasks, ordered(pool, decode_part, tasks), strict=True):
-                    responses.update(zip(part, made, strict=True))
-            except CancelledError:
-                raise failed[0] from None
-            finally:
-                over.set()
+        try:
+            with workers(self.model.device, alone=alone, tasks=len(tasks)) as pool:
+                try:
+                    for part, made in zip(tasks, ordered(pool, decode_part, tasks), strict=True):
+                        responses.update(zip(part, made, strict=True))
+                except CancelledError:
+                    raise failed[0] from None
+                finally:
+                    over.set()
+        finally:
+            failed.clear()  # an error's traceback holds this list, and the tensors of the failed pass
         return [responses[position] for position in range(len(requests))]
 
     def prepare(self, requests: Sequence[Request]) -> list[Prompt]:

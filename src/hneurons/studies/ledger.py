@@ -166,12 +166,9 @@ def fill(
     try:
         for count in ordered(pool, ask, parts, ahead=together):
             tick(count)
-    except BaseException:
+    finally:
         # What the others have in work goes into the ledger before the run folder is let go of.
         pool.shutdown(cancel_futures=True)
-        raise
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def chunked(items: Sequence[Asked], size: int) -> list[Sequence[Asked]]:

@@ -7,6 +7,7 @@ calibration, a threshold with a guarantee, and truth against verbosity. A part t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 
 import numpy as np
 from numpy.typing import NDArray
@@ -212,7 +213,8 @@ def score_rewrites(data: Collection, card: Card, rows: Sequence[Rewrite]) -> Flo
     scores = np.zeros(len(rows))
     with data.progress.bar("Rewriting answers", len(rows)) as tick:
         groups = [[passages[row] for row in part] for part in planned]
-        for part, found in zip(planned, extractor.many(groups), strict=True):
-            scores[part] = card.score(found.dense()[:, 0])
-            tick(len(part))
+        with closing(extractor.many(groups)) as measured:
+            for part, found in zip(planned, measured, strict=True):
+                scores[part] = card.score(found.dense()[:, 0])
+                tick(len(part))
     return scores
